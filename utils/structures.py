@@ -17,15 +17,17 @@ class Sample:
 
     image (3, S, S) float32, normalised with ImageNet's mean and std; points (N, 3) float32 in metres, the
     pixels that exist, in row-major order; pixel_index (N,) int64, where each point stands in the S*S image;
-    mask (S, S) bool, True = defect; label 1 = anomalous; path relative to the class folder, '/'-separated.
+    mask (S, S) bool, True = defect; label 1 = anomalous; path relative to the class folder, '/'-separated;
+    remarks: what was odd about the sample, for the report.
     """
 
-    image: torch.Tensor
+    image: np.ndarray
     points: np.ndarray
     pixel_index: np.ndarray
     mask: np.ndarray
     label: int
     path: str
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

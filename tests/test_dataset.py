@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataset import (
+    BadSample,
+    DatasetError,
+    SampleDataset,
+    absent_classes,
+    existing_points,
+    find_classes,
+    list_samples,
+    load_sample,
+    normalised_image,
+    resize_nearest,
+)
+from tests.conftest import write_class
+from utils.image_files import SampleFileError, read_xyz, write_png, write_xyz
+
+
+@pytest.mark.parametrize("side", [224, 400, 500, 800, 900, 337])
+def test_nearest_resize_follows_torchs_index_rule(side):
+    image = np.random.default_rng(0).random((side, side + 3, 3)).astype(np.float32)
+    expected = torch.nn.functional.interpolate(torch.from_numpy(image).permute(2, 0, 1)[None], size=224)
+    np.testing.assert_array_equal(resize_nearest(image, 224), expected[0].permute(1, 2, 0).numpy())
+
+
+def test_image_is_resized_bicubic_and_normalised_as_torchvision_does():
+    from torchvision import transforms
+
+    rgb = np.random.default_rng(0).integers(0, 256, (100, 120, 3), dtype=np.uint8)
+    resize = transforms.Resize((64, 64), transforms.InterpolationMode.BICUBIC)
+    norm = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    expected = norm(transforms.ToTensor()(resize(Image.fromarray(rgb))))
+    np.testing.assert_allclose(normalised_image(rgb, 64), expected.numpy(), atol=1e-6)
+
+
+def test_a_point_exists_where_all_three_coordinates_are_non_zero():
+    xyz = np.array([[[1, 1, 1], [0, 1, 1]], [[0, 0, 0], [1, 2, 3]]], dtype=np.float32)
+    points, pixel_index = existing_points(xyz)
+    assert pixel_index.tolist() == [0, 3]
+    assert points.tolist() == [[1, 1, 1], [1, 2, 3]]
+
+
+def test_test_samples_come_by_defect_name_then_file_name(tiny_dataset):
+    samples = list_samples(tiny_dataset, "bagel", "test")
+    assert [s.path for s in samples] == [
+        "test/good/rgb/000.png",
+        "test/good/rgb/001.png",
+        "test/hole/rgb/000.png",
+        "test/hole/rgb/001.png",
+    ]
+    assert [s.label for s in samples] == [0, 0, 1, 1]
+
+
+def test_masks_of_good_samples_are_empty_and_codes_of_defects_count(tiny_dataset):
+    good, bad = (load_sample(list_samples(tiny_dataset, "bagel", "test")[i], 224) for i in (0, 2))
+    assert not good.mask.any()
+    assert 0.01 < bad.mask.mean() < 0.05
+
+
+def test_good_samples_need_no_gt_folder(tiny_dataset):
+    for file in (tiny_dataset / "bagel/test/good/gt").iterdir():
+        file.unlink()
+    assert len(list_samples(tiny_dataset, "bagel", "test")) == 4
+
+
+@pytest.mark.parametrize("lost", ["rgb/001.png", "xyz/000.tiff", "gt/000.png"])
+def test_files_that_do_not_pair_are_an_error_that_names_them(tiny_dataset, lost):
+    (tiny_dataset / "bagel/test/hole" / lost).unlink()
+    with pytest.raises(DatasetError, match=rf"hole: {lost[:3].rstrip('/')}/ lacks {lost.split('/')[1][:3]}"):
+        list_samples(tiny_dataset, "bagel", "test")
+
+
+def test_class_without_images_is_an_error_that_names_the_folder(tiny_dataset):
+    (tiny_dataset / "carrot" / "train" / "good" / "rgb").mkdir(parents=True)
+    with pytest.raises(DatasetError, match="carrot/train: no sample"):
+        list_samples(tiny_dataset, "carrot", "train")
+
+
+def test_classes_default_to_those_present_and_unknown_ones_are_named(tiny_dataset, tmp_path):
+    write_class(tiny_dataset, "my_part")
+    assert find_classes(tiny_dataset, "mvtec3d", None) == ["bagel"]
+    assert find_classes(tiny_dataset, "mvtec3d", ["my_part", "bagel"]) == ["my_part", "bagel"]
+    assert "tire" in absent_classes(["bagel"], "mvtec3d")
+    with pytest.raises(DatasetError, match=r"no class folder bagle; classes there: bagel, my_part"):
+        find_classes(tiny_dataset, "mvtec3d", ["bagle"])
+    with pytest.raises(DatasetError, match="no eyecandies class"):
+        find_classes(tiny_dataset, "eyecandies", None)
+    with pytest.raises(DatasetError, match="no such folder"):
+        find_classes(tmp_path / "nowhere", "mvtec3d", None)
+
+
+def test_nan_and_infinite_points_count_as_not_measured_and_are_reported(tiny_dataset):
+    files = list_samples(tiny_dataset, "bagel", "train")[0]
+    before = load_sample(files, 40)
+    xyz = read_xyz(files.xyz)
+    xyz[20, 20, 1], xyz[20, 21, 2] = np.nan, np.inf
+    write_xyz(files.xyz, xyz)
+    sample = load_sample(files, 40)
+    assert len(before.points) - len(sample.points) == 2
+    assert np.isfinite(sample.points).all()
+    assert sample.remarks == ("2 pixels with NaN or infinite points count as not measured",)
+
+
+def test_image_and_cloud_of_different_sizes_are_refused(tiny_dataset):
+    files = list_samples(tiny_dataset, "bagel", "train")[0]
+    write_png(files.rgb, np.zeros((20, 30, 3), np.uint8))
+    with pytest.raises(SampleFileError, match=r"000\.tiff: has 40x40 pixels, 000\.png has 30x20"):
+        load_sample(files, 224)
+
+
+def test_unreadable_file_becomes_a_bad_sample_with_its_path(tiny_dataset):
+    files = list_samples(tiny_dataset, "bagel", "train")
+    files[1].xyz.write_bytes(files[1].xyz.read_bytes()[:500])
+    found = [SampleDataset(files, 224, lambda sample: sample)[i] for i in range(3)]
+    assert [isinstance(item, BadSample) for item in found] == [False, True, False]
+    assert found[1].path == "train/good/rgb/001.png"
+    assert "001.tiff" in found[1].reason
+
+
+@pytest.mark.real_data
+def test_real_sample_becomes_the_networks_input_of_the_released_code(large_goldens):
+    golden = np.load(large_goldens / "real.npz")
+    root = large_goldens / "cable_gland_preprocessed"
+    wanted = str(golden["stage.vit_base_patch8_224_dino.Point_MAE.path"])
+    files = next(f for f in list_samples(root, "cable_gland", "test") if f.path == wanted)
+    sample = load_sample(files, 224)
+    np.testing.assert_allclose(sample.image, golden["stage.image"].astype(np.float32), atol=2e-3)
+    np.testing.assert_array_equal(sample.pixel_index, golden["stage.pixel_index"])
