@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numba import njit
 from scipy.sparse import csr_array, kron
 from scipy.spatial import KDTree
 from torch import Tensor
@@ -86,6 +87,27 @@ def align(operator: AlignmentOperator, tokens: Tensor) -> Patches:
     return Patches(rows, index, operator.side)
 
 
+def pool_points(features: np.ndarray, pixel_index: np.ndarray, *, image_size: int, side: int) -> Patches:
+    """Features (N, C) of points, brought to the image grid as BTF does, in their own precision.
+
+    Scattered to their pixels (N,) of a map of image_size * image_size, 3x3 mean, adaptive average pool: by
+    torch's own operations, whose order of summation decides published digits (the float16 coreset is chaotic).
+    """
+    image = torch.zeros(image_size**2, features.shape[1], dtype=torch.from_numpy(features).dtype)
+    image[torch.from_numpy(pixel_index)] = torch.from_numpy(features)
+    image = image.T.reshape(1, -1, image_size, image_size).contiguous()
+    pooled = F.adaptive_avg_pool2d(F.avg_pool2d(image, MEAN_WINDOW, stride=1), side)
+    return _with_one_empty_row(pooled[0].flatten(1).T, side)  # (1, C, side, side) -> (P, C)
+
+
+def _with_one_empty_row(dense: Tensor, side: int) -> Patches:
+    occupied = (dense != 0).any(dim=1)
+    count = int(occupied.sum())
+    index = torch.where(occupied, occupied.cumsum(0) - 1, count)
+    rows = dense[occupied]
+    return Patches(F.pad(rows, (0, 0, 0, 1)) if count < len(dense) else rows, index, side)
+
+
 def interpolation_weights(
     points: np.ndarray, centers: np.ndarray, interpolation: Interpolation = "exact"
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -119,17 +141,43 @@ def _nearest_centers_as_released(points: np.ndarray, centers: np.ndarray) -> tup
     """As `_nearest_centers`, by the released a^2 + b^2 - 2ab in float32 over all N x G pairs.
 
     The terms cancel: d^2 is wrong by some 1e-7 m^2, now and then negative, and other centres may seem nearest.
-    Many pairs tie; the lowest index wins, as in a stable sort.
+    Some of them tie, and then torch's sort decides, as in the release: a coreset feels the difference.
     """
     point, center = torch.from_numpy(points), torch.from_numpy(centers)
-    squared = -2 * (point @ center.T) + (point**2).sum(dim=1)[:, None] + (center**2).sum(dim=1)
-    remaining, rows = squared.numpy(), np.arange(len(points))
-    nearest, index = [], []
-    for _ in range(min(NEIGHBORS, len(centers))):
-        index.append(remaining.argmin(axis=1))
-        nearest.append(remaining[rows, index[-1]])
-        remaining[rows, index[-1]] = np.inf
-    return np.stack(nearest, axis=1), np.stack(index, axis=1)
+    product = point @ center.T  # torch's product, whose rounding the released figures have
+    point_squares, center_squares = (point**2).sum(dim=1), (center**2).sum(dim=1)
+    count = min(NEIGHBORS, len(centers))
+    smallest, index = _smallest_shifted(
+        product.numpy(), point_squares.numpy(), center_squares.numpy(), min(count + 1, len(centers))
+    )
+    tied = np.flatnonzero((np.diff(smallest) == 0).any(axis=1))
+    squared = -2 * product[tied] + point_squares[tied, None] + center_squares
+    index[tied, :count] = squared.sort(dim=1).indices[:, :count].numpy()
+    return smallest[:, :count], index[:, :count]
+
+
+@njit(cache=True)
+def _smallest_shifted(
+    product: np.ndarray, row_squares: np.ndarray, column_squares: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` smallest of -2 * product + row_squares + column_squares in each row, ascending, and where.
+
+    product (N, G), row_squares (N,), column_squares (G,), all float32, added in this order.
+    """
+    rows, columns = product.shape
+    smallest = np.full((rows, count), np.inf, dtype=np.float32)
+    index = np.zeros((rows, count), dtype=np.int64)
+    for i in range(rows):
+        for j in range(columns):
+            value = np.float32(np.float32(-2) * product[i, j] + row_squares[i]) + column_squares[j]
+            if value < smallest[i, count - 1]:
+                place = count - 1
+                while place > 0 and value < smallest[i, place - 1]:
+                    smallest[i, place] = smallest[i, place - 1]
+                    index[i, place] = index[i, place - 1]
+                    place -= 1
+                smallest[i, place], index[i, place] = value, j
+    return smallest, index
 
 
 @lru_cache(maxsize=8)

@@ -1,0 +1,63 @@
+"""Imports run one way: entry scripts -> m3dm_runner -> feature_extractors -> models -> utils; dataset -> utils."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = ["utils", "models", "feature_extractors", "m3dm_runner", "main"]
+ALLOWED = {
+    "utils": {"utils"},
+    "models": {"utils", "models"},
+    "feature_extractors": {"utils", "models", "feature_extractors"},
+    "dataset": {"utils"},
+    "m3dm_runner": {"utils", "models", "feature_extractors", "dataset"},
+    "main": {"utils", "models", "feature_extractors", "dataset", "m3dm_runner"},
+    "fusion_pretrain": {"utils", "models", "feature_extractors"},
+}
+OURS = set(ALLOWED)
+
+
+def _files():
+    return [
+        p.relative_to(ROOT)
+        for name in ALLOWED
+        for p in sorted([*ROOT.glob(f"{name}/*.py"), *ROOT.glob(f"{name}.py")])
+    ]
+
+
+def _imported(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            assert all(alias.name != "*" for alias in node.names), "star import"
+            yield node.module
+
+
+@pytest.mark.parametrize("file", _files(), ids=str)
+def test_imports_run_one_way(file):
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    used = {name.split(".")[0] for name in _imported(tree)} & OURS
+    assert used <= ALLOWED[file.parts[0].removesuffix(".py")]
+
+
+@pytest.mark.parametrize("file", _files(), ids=str)
+def test_argparse_stops_at_the_entry_scripts(file):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    takes_flags = 'if __name__ == "__main__"' in text
+    only_reads_namespaces = file.name in ("checkpoints.py", "uff.py")  # old checkpoints hold one
+    assert takes_flags or only_reads_namespaces or "argparse" not in text
+
+
+@pytest.mark.parametrize(
+    "name", ["feature_extractors.methods", "feature_extractors.settings", "utils.reporting"]
+)
+def test_plain_data_imports_no_torch(name):
+    import subprocess
+    import sys
+
+    code = f"import sys, {name}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
