@@ -1,0 +1,288 @@
+"""Training the fusion block: the plan, one epoch, the held-out score, checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from models.checkpoints import CheckpointError, entry, load_complete
+from models.uff import FusionBlock, read_uff_checkpoint
+from models.uff_loss import contrastive_loss
+from utils.distributed import gather_rows, sum_gradients, sum_over_ranks
+from utils.files import atomic_path
+
+ADAM_BETAS = (0.9, 0.95)  # those of MAE, which the released trainer descends from
+FEW_STEPS = 100  # the paper's best blocks had made some hundreds of optimiser steps
+RESUME_REMEDY = "--resume wants a checkpoint of this training: the same backbones and optimiser flags"
+NOT_FINITE_REMEDY = (
+    "the last checkpoint is from before that: resume from it with a lower --lr, or save the features of "
+    "these samples anew"
+)
+
+
+class PatchPairs(NamedTuple):
+    """Pairs of patches, of one sample or several.
+
+    xyz (n, Dx): xyz patches; rgb (m, Dr): the rgb patches that belong to them, each once; rgb_index (n,)
+    int64: which one; files: where the samples come from.
+    """
+
+    xyz: torch.Tensor
+    rgb: torch.Tensor
+    rgb_index: torch.Tensor
+    files: tuple[str, ...]
+
+    def to(self, device: torch.device) -> PatchPairs:
+        """The pairs on `device`, features as float32."""
+        xyz, rgb, rgb_index = (x.to(device, non_blocking=True) for x in self[:3])
+        return PatchPairs(xyz.float(), rgb.float(), rgb_index, self.files)
+
+
+class Batches(Protocol):
+    """The batches of an epoch, of which one knows how many there are."""
+
+    def __iter__(self) -> Iterator[PatchPairs]: ...
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate by time in epochs: linear from 0 to `lr` in the warm-up, then half a cosine to `min_lr`."""
+
+    lr: float
+    min_lr: float
+    warmup_epochs: float
+    epochs: float
+
+    def at(self, time: float) -> float:
+        """The learning rate at `time`, which counts epochs and goes on within them."""
+        if time < self.warmup_epochs:
+            return self.lr * time / self.warmup_epochs
+        done = (time - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
+        return self.min_lr + (self.lr - self.min_lr) / 2 * (1 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train: optimiser steps in all and an epoch, batches that make a step, and the learning rate."""
+
+    steps: int
+    steps_per_epoch: int
+    accum_iter: int
+    schedule: Schedule
+
+    @property
+    def epochs(self) -> int:
+        return math.ceil(self.steps / self.steps_per_epoch)
+
+    def warning(self) -> str | None:
+        """What to say when so few steps are made that the block can hardly learn."""
+        if self.steps >= FEW_STEPS:
+            return None
+        warmup = min(self.steps, math.ceil(self.schedule.warmup_epochs * self.steps_per_epoch))
+        return (
+            f"only {self.steps} optimiser steps ({self.steps_per_epoch} an epoch with --accum_iter "
+            f"{self.accum_iter}), {warmup} of them in the warm-up, where the paper made hundreds; try "
+            "--max_steps 750 --warmup_steps 250, --accum_iter 1, or a smaller --batch_size"
+        )
+
+
+def make_plan(
+    num_batches: int,
+    *,
+    accum_iter: int,
+    epochs: int,
+    max_steps: int | None,
+    lr: float,
+    min_lr: float,
+    warmup_epochs: float,
+    warmup_steps: int | None,
+) -> Plan:
+    """The plan for epochs of `num_batches`; steps, where given, decide instead of epochs."""
+    steps_per_epoch = math.ceil(num_batches / accum_iter)
+    steps = max_steps or epochs * steps_per_epoch
+    if warmup_steps is not None:
+        warmup_epochs = warmup_steps / steps_per_epoch
+    return Plan(
+        steps, steps_per_epoch, accum_iter, Schedule(lr, min_lr, warmup_epochs, steps / steps_per_epoch)
+    )
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What training changes; amp_dtype is None for float32, and the scaler is at work with float16 only."""
+
+    model: FusionBlock
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    amp_dtype: torch.dtype | None
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.rgb_head.weight.device
+
+
+def new_state(
+    model: FusionBlock, *, weight_decay: float, no_decay_bias_norm: bool, amp_dtype: torch.dtype | None
+) -> TrainingState:
+    """The state of an untrained model: AdamW with all parameters in one group, as released.
+
+    `no_decay_bias_norm` puts biases and norms in a second group without weight decay.
+    """
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
+    if no_decay_bias_norm:
+        matrices = [p for p in model.parameters() if p.ndim > 1]
+        vectors = [p for p in model.parameters() if p.ndim <= 1]
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=ADAM_BETAS, weight_decay=weight_decay)
+    device = model.rgb_head.weight.device
+    scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
+    return TrainingState(model, optimizer, scaler, amp_dtype)
+
+
+class StepLog(NamedTuple):
+    """One optimiser step: the mean loss of its batches and its learning rate."""
+
+    loss: float
+    lr: float
+
+
+def train_one_epoch(state: TrainingState, batches: Batches, plan: Plan, epoch: int) -> list[StepLog]:
+    """Train on every batch, or until the plan's steps are made; returns the steps.
+
+    Every `plan.accum_iter` batches make a step, at the end of the epoch those that are left; their losses are
+    divided by their number. Raises FloatingPointError at a loss or gradient that is not finite, before the
+    weights see it.
+    """
+    state.model.train()
+    steps: list[StepLog] = []
+    losses: list[float] = []
+    for i, pairs in enumerate(batches):
+        place = f"epoch {epoch}, {', '.join(pairs.files) or 'no file of this process'}"
+        window = min(plan.accum_iter, len(batches) - i + len(losses))
+        if not losses:
+            lr = _set_learning_rate(state.optimizer, plan.schedule.at(epoch + i / len(batches)))
+        with _autocast(state):
+            loss = batch_loss(state.model, pairs.to(state.device))
+        losses.append(_finite_total(loss, place))
+        state.scaler.scale(loss / window).backward()
+        if len(losses) == window:
+            _step(state, place)
+            steps.append(StepLog(sum(losses) / window, lr))
+            losses = []
+            if epoch * plan.steps_per_epoch + len(steps) == plan.steps:
+                break
+    return steps
+
+
+def batch_loss(model: FusionBlock, pairs: PatchPairs) -> torch.Tensor:
+    """This process's part of the loss over the pairs of all processes: the parts' sum is the loss."""
+    queries, keys = model.queries(pairs.rgb), model.keys(pairs.xyz)
+    all_keys, first_key = gather_rows(keys)
+    with torch.autocast(keys.device.type, enabled=False):
+        return contrastive_loss(queries, all_keys, pairs.rgb_index, first_key=first_key)
+
+
+class Retrieval(NamedTuple):
+    """Share of rgb patches whose nearest xyz patch of the same sample is one of their own, and that of chance."""
+
+    accuracy: float
+    chance: float
+
+
+@torch.no_grad()
+def evaluate_retrieval(model: FusionBlock, samples: Iterable[PatchPairs]) -> Retrieval | None:
+    """Top-1 retrieval over samples that this and the other processes hold; None without any patch.
+
+    An rgb patch has up to four xyz patches of its own. Picking at random finds one of them, over all rgb
+    patches of a sample, once on average.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    counts = torch.zeros(3, dtype=torch.float64, device=device)  # hits, rgb patches, samples with any
+    for pairs in samples:
+        if len(pairs.xyz) == 0:
+            continue
+        on_device = pairs.to(device)
+        similarity = model.queries(on_device.rgb) @ model.keys(on_device.xyz).T  # (m, n)
+        found = on_device.rgb_index[similarity.argmax(dim=1)]
+        hits = int((found == torch.arange(len(found), device=device)).sum())
+        counts += torch.tensor([hits, len(found), 1], device=device)
+    hits_total, patches, num_samples = sum_over_ranks(counts).tolist()
+    return Retrieval(hits_total / patches, num_samples / patches) if patches else None
+
+
+def save_checkpoint(path: Path, state: TrainingState, epoch: int, args: object) -> None:
+    """Write the release's layout atomically; `epoch` is the one just finished, `args` a Namespace of plain values."""
+    content = {
+        "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "epoch": epoch,
+        "scaler": state.scaler.state_dict(),
+        "args": args,
+    }
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def resume(path: Path, state: TrainingState) -> int:
+    """Take up a checkpoint of ours or of the release; returns the epoch to go on with.
+
+    The weight decay stays that of the flags. Raises CheckpointError when the file does not fit.
+    """
+    checkpoint = read_uff_checkpoint(path)
+    load_complete(state.model, checkpoint["model"], path, RESUME_REMEDY)
+    decays = [group["weight_decay"] for group in state.optimizer.param_groups]
+    try:
+        state.optimizer.load_state_dict(entry(checkpoint, "optimizer", path, RESUME_REMEDY))
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: its optimiser does not fit ({error}); {RESUME_REMEDY}") from error
+    for group, decay in zip(state.optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
+    if state.scaler.is_enabled() and checkpoint.get("scaler"):
+        state.scaler.load_state_dict(checkpoint["scaler"])
+    return int(entry(checkpoint, "epoch", path, RESUME_REMEDY)) + 1
+
+
+def choose_amp(name: str | None, device: torch.device) -> torch.dtype | None:
+    """The dtype of --amp; without the flag bf16 or, on GPUs that lack it, fp16, and none on the CPU."""
+    if device.type == "cpu":
+        if name not in (None, "none"):
+            raise ValueError(f"--amp {name}: mixed precision is for CUDA; use --amp none on the CPU")
+        return None
+    default = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name or default]
+
+
+def _autocast(state: TrainingState) -> torch.autocast:
+    return torch.autocast(state.device.type, dtype=state.amp_dtype, enabled=state.amp_dtype is not None)
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return lr
+
+
+def _finite_total(loss: torch.Tensor, place: str) -> float:
+    """The loss over all processes; every process stops when it is not finite."""
+    total = float(sum_over_ranks(loss))
+    if not math.isfinite(total):
+        raise FloatingPointError(f"the loss is {total} in {place}; {NOT_FINITE_REMEDY}")
+    return total
+
+
+def _step(state: TrainingState, place: str) -> None:
+    sum_gradients(state.model.parameters())
+    if not state.scaler.is_enabled():  # an enabled scaler leaves such steps out and lowers its scale
+        norms = torch.stack([p.grad.norm() for p in state.model.parameters() if p.grad is not None])
+        if not norms.isfinite().all():
+            raise FloatingPointError(f"a gradient is not finite after {place}; {NOT_FINITE_REMEDY}")
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
