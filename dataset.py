@@ -15,15 +15,13 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from utils.eyecandies import EYECANDIES_CLASSES
 from utils.image_files import SampleFileError, read_mask, read_rgb, read_xyz
 from utils.structures import Sample
 
 CLASSES = {
     "mvtec3d": "bagel cable_gland carrot cookie dowel foam peach potato rope tire".split(),
-    "eyecandies": (
-        "CandyCane ChocolateCookie ChocolatePraline Confetto GummyBear HazelnutTruffle LicoriceSandwich "
-        "Lollipop Marshmallow PeppermintCandy"
-    ).split(),
+    "eyecandies": list(EYECANDIES_CLASSES),
 }
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)

@@ -143,13 +143,10 @@ def test_real_sample_equals_the_released_way(number: int) -> None:
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not _real_samples(), reason="M3DM_REAL_DATA does not name the real samples")
-def test_real_samples_equal_what_the_released_script_wrote() -> None:
-    """M3DM_RELEASED_PREPROCESSED: a folder of the same samples, preprocessed by the released script."""
-    released = Path(os.environ.get("M3DM_RELEASED_PREPROCESSED", "nowhere"))
+def test_real_samples_equal_what_the_released_script_wrote(large_goldens: Path) -> None:
+    released = large_goldens / "cable_gland_preprocessed"
     pairs = [(path, released / name) for name, path in _real_samples() if (released / name).exists()]
-    if not pairs:
-        pytest.skip("M3DM_RELEASED_PREPROCESSED does not name samples made by the released script")
+    assert pairs
     for path, released_path in pairs:
         cloud, image, _ = _preprocess(read_xyz(path), read_rgb(_rgb_beside(path)))
         released_cloud = read_xyz(released_path)

@@ -11,15 +11,10 @@ and left as they are, and the exit status is then 1.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
 from collections import defaultdict
-from collections.abc import Generator
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields
@@ -37,6 +32,7 @@ from utils.files import atomic_path
 from utils.image_files import SampleFileError, encode_png, encode_xyz, read_mask, read_rgb, read_xyz
 from utils.preprocess_sample import NO_PLANE, Parameters, pad_to_square, preprocess_sample
 from utils.sample_record import RECORD_NAME, is_bookkeeping, open_record, write_part
+from utils.workers import run_jobs
 
 SPLITS = ("train", "validation", "test")
 SUFFIXES = {"xyz": ".tiff", "rgb": ".png", "gt": ".png"}
@@ -91,7 +87,8 @@ def preprocess_dataset(
             _copy_other_files(root, target, names)
         jobs = [Job(root, target, name, parameters) for name in names if name not in record.entries]
         errors = []
-        with closing(_outcomes(jobs, num_workers)) as outcomes:
+        dbscan(np.zeros((1, 3)), eps=1.0, min_points=1)  # compiles here once, not in every worker
+        with closing(run_jobs(_process, jobs, num_workers)) as outcomes:
             for outcome in tqdm(outcomes, total=len(jobs), unit="sample", disable=not (progress and jobs)):
                 if outcome.error:
                     errors.append(outcome.error)
@@ -124,29 +121,6 @@ def sample_files(name: str) -> dict[str, str]:
     """The three files of a sample relative to the data set, by kind (xyz, rgb, gt)."""
     folder, stem = name.rsplit("/", 1)
     return {kind: f"{folder}/{kind}/{stem}{suffix}" for kind, suffix in SUFFIXES.items()}
-
-
-def _outcomes(jobs: list[Job], num_workers: int) -> Generator[Outcome, None, None]:
-    """Outcomes in the order of the jobs, which makes the record independent of the number of workers."""
-    if num_workers == 1 or len(jobs) < 2:
-        yield from map(_process, jobs)
-        return
-    dbscan(np.zeros((1, 3)), eps=1.0, min_points=1)  # compiles here once, not in every worker
-    with ProcessPoolExecutor(min(num_workers, len(jobs)), initializer=_start_worker) as pool:
-        yield from pool.map(_process, jobs)
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when it ends: nobody else may write once the next run has begun."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def follow_parent() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow_parent, daemon=True).start()
 
 
 def _process(job: Job) -> Outcome:

@@ -1,0 +1,332 @@
+"""Fit and evaluate M3DM, class by class, and write the result tables (README, "Training and testing")."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from feature_extractors.methods import METHODS, XYZ_DIMS, default_xyz_backbone
+from feature_extractors.settings import PROTOCOLS, Lambdas, Quirks, Settings, quirk_values
+from utils.reporting import (
+    TABLES,
+    append_tables,
+    check_writable,
+    format_metric,
+    open_record,
+    versions,
+    write_results,
+    write_scores,
+)
+
+# Threads that wait must not spin: torch's and the loaders' share the cores. Read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+RGB_BACKBONES = (
+    "vit_base_patch8_224_dino",
+    "vit_base_patch8_224",
+    "vit_base_patch8_224_in21k",
+    "vit_small_patch8_224_dino",
+)
+DEFAULT_FUSION_CHECKPOINT = "checkpoints/checkpoint-0.pth"
+IMAGE_SIZE_STEP = 8  # pixels; a ViT patch
+MOST_WORKERS = 4  # one or two already keep up with the networks
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "main.py", usage="%(prog)s [flags]", description=__doc__, formatter_class=_HelpFormatter
+    )
+    add = parser.add_argument_group("what to run").add_argument
+    add(
+        "--method_name",
+        default="DINO+Point_MAE+Fusion",
+        choices=list(METHODS),
+        help="which banks and decision",
+    )
+    add("--memory_bank", choices=["multiple", "single"], help="must agree with the method, which implies it")
+    add("--use_uff", action="store_true", help="required by the methods with a fusion bank")
+    add("--save_feature", action="store_true", help="also save the training features, for fusion_pretrain.py")
+    add("--save_preds", action="store_true", help="also write a picture and a float map of each test sample")
+
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset_type", default="mvtec3d", choices=["mvtec3d", "eyecandies"], help="whose class names")
+    add("--dataset_path", default="datasets/mvtec3d", type=Path, help="the preprocessed data set")
+    add("--class_name", nargs="+", metavar="NAME", help="classes to run (default: those that are there)")
+    add("--max_sample", default=400, type=_positive, help="training samples a class at most")
+    add("--img_size", default=224, type=_positive, help="side of the network's input, a multiple of 8 pixels")
+
+    add = parser.add_argument_group("backbones and weights").add_argument
+    add("--rgb_backbone_name", default=RGB_BACKBONES[0], choices=RGB_BACKBONES, help="the image network")
+    add(
+        "--xyz_backbone_name",
+        choices=list(XYZ_DIMS),
+        help="the point network, or FPFH (default: as the method says)",
+    )
+    add("--checkpoint_dir", default="checkpoints", type=Path, help="folder of the downloaded weights")
+    add("--fusion_module_path", type=Path, help=f"UFF checkpoint (default: {DEFAULT_FUSION_CHECKPOINT})")
+    add(
+        "--random_weights",
+        action="store_true",
+        help="initialise by --seed: tries the pipeline, knows nothing",
+    )
+    add("--group_size", default=128, type=_positive, help="points of a group")
+    add("--num_group", default=1024, type=_positive, help="groups of a cloud")
+
+    add = parser.add_argument_group("memory banks and decision").add_argument
+    add("--f_coreset", default=0.1, type=_positive_float, help="share of the rows a bank keeps; 1 keeps all")
+    add("--coreset_eps", default=0.9, type=_positive_float, help="error of the random projection, below 1")
+    add("--coreset_dtype", choices=["float16", "float32"], help="arithmetic of the greedy k-centre")
+    add("--random_state", type=int, help="of the random projections; default as the release: one per class")
+    add("--asy_memory_bank", type=_positive, help="only so many samples feed the xyz and fusion banks")
+    add(
+        "--rm_zero_for_project",
+        action="store_true",
+        help="drop rows with zeros before the coreset (Point_MAE)",
+    )
+    add("--ocsvm_nu", default=0.5, type=_positive_float, help="nu of the one-class SVMs")
+    add("--ocsvm_maxiter", default=1000, type=_positive, help="passes of the one-class SVMs at most")
+    for bank, default in Lambdas().score.items():
+        add(f"--{bank}_s_lambda", default=default, type=float, help=f"factor of the {bank} image score")
+        add(f"--{bank}_smap_lambda", default=default, type=float, help=f"factor of the {bank} map")
+    add("--protocol", default="ours", choices=list(PROTOCOLS), help="preset of the quirks (README, 'Quirks')")
+    add("--quirk", nargs="+", default=[], metavar="NAME=VALUE", help=f"single quirks: {_quirk_help()}")
+
+    add = parser.add_argument_group("output").add_argument
+    add("--results_dir", default="results", type=Path, help="where tables, scores and pictures go")
+    add("--save_feature_path", default="datasets/patch_lib", type=Path, help="where --save_feature writes")
+
+    add = parser.add_argument_group("machine").add_argument
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:I; auto takes the GPU if there is one")
+    add(
+        "--num_workers",
+        default=min(MOST_WORKERS, (os.cpu_count() or 2) // 2),
+        type=int,
+        help="loader processes",
+    )
+    add(
+        "--batch_size",
+        default=1,
+        type=_positive,
+        help="samples a forward pass; the results do not depend on it",
+    )
+    add(
+        "--feature_dtype",
+        choices=["float32", "float16"],
+        help="of training features (default: float32 in memory, float16 on disk)",
+    )
+    add("--precision", default="float32", choices=["float32", "bf16"], help="arithmetic of the backbones")
+    add("--seed", default=0, type=int, help="of everything else that is random")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the classes one after another; returns the exit status, 1 when the set-up or a class failed."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    problem = find_contradiction(args)
+    if problem:
+        parser.error(problem)
+    try:
+        return run(args, settings_from_args(args))
+    except (ValueError, OSError) as error:
+        print(f"main.py: error: {error}", file=sys.stderr)
+        return 1
+
+
+def find_contradiction(args: argparse.Namespace) -> str | None:
+    """What is wrong with the flags taken together, and what to type instead; None if nothing is."""
+    spec, name = METHODS[args.method_name], args.method_name
+    problems = [
+        (
+            args.memory_bank not in (None, spec.memory_bank),
+            f"--memory_bank {args.memory_bank} does not go with --method_name {name}; "
+            f"use --memory_bank {spec.memory_bank}",
+        ),
+        (
+            spec.uses_fusion and not args.use_uff,
+            f"--method_name {name} has a fusion bank; add --use_uff",
+        ),
+        (
+            args.use_uff and not spec.uses_fusion,
+            f"--method_name {name} has no fusion bank; drop --use_uff, or use {name}+Fusion or Fusion",
+        ),
+        (
+            args.save_feature and not (spec.uses_rgb and spec.uses_xyz),
+            "--save_feature needs both modalities; use --method_name DINO+Point_MAE",
+        ),
+        (
+            args.img_size % IMAGE_SIZE_STEP != 0,
+            f"--img_size {args.img_size} is no multiple of {IMAGE_SIZE_STEP}, the side of a ViT patch; use 224",
+        ),
+        (
+            name == "FPFH" and args.xyz_backbone_name not in (None, "FPFH"),
+            f"--method_name FPFH has no other backbone; drop --xyz_backbone_name {args.xyz_backbone_name}, "
+            "or use --method_name Point_MAE",
+        ),
+        (args.coreset_eps >= 1, f"--coreset_eps {args.coreset_eps} must be below 1; the release uses 0.9"),
+        (args.ocsvm_nu > 1, f"--ocsvm_nu {args.ocsvm_nu} must be at most 1; the release uses 0.5"),
+        (
+            args.rm_zero_for_project and spec.banks != ("xyz",),
+            "--rm_zero_for_project works on a single xyz bank; use --method_name Point_MAE",
+        ),
+        (
+            args.asy_memory_bank is not None and len(spec.banks) != 3,
+            "--asy_memory_bank works on three banks; use --method_name DINO+Point_MAE+Fusion",
+        ),
+    ]
+    return next((text for holds, text in problems if holds), None)
+
+
+def settings_from_args(args: argparse.Namespace) -> Settings:
+    """The flags that numbers depend on, as one object. Raises ValueError for an unknown quirk."""
+    backbone = args.xyz_backbone_name or default_xyz_backbone(args.method_name)
+    names = {field.name for field in dataclasses.fields(Settings)} & set(vars(args)) - {"xyz_backbone_name"}
+    lambdas = Lambdas(
+        score={bank: getattr(args, f"{bank}_s_lambda") for bank in Lambdas().score},
+        map={bank: getattr(args, f"{bank}_smap_lambda") for bank in Lambdas().map},
+    )
+    return Settings(
+        **{name: getattr(args, name) for name in names},
+        xyz_backbone_name=backbone,
+        quirks=_quirks_from_args(args),
+        lambdas=lambdas,
+    )
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Evaluate the classes; each class's results are on disk as soon as it is done."""
+    # torch takes seconds to import: --help and wrong flags have answered by now
+    from dataset import DatasetError
+    from feature_extractors.extractor import Extractor
+    from feature_extractors.networks import load_networks
+    from m3dm_runner import M3DM, DataSource, open_store, save_predictions
+    from utils.devices import choose_device
+
+    classes = _check_data(args)
+    check_writable(args.results_dir)
+    device = choose_device(args.device)
+    checkpoint_dir = None if args.random_weights else args.checkpoint_dir
+    networks = load_networks(settings, checkpoint_dir, _fusion_path(args))
+    extractor = Extractor(settings, networks, device)
+    store = None
+    if args.save_feature:
+        store = open_store(args.save_feature_path, settings, random_weights=args.random_weights)
+    record = open_record(args.results_dir, _header(args, settings, networks.sources))
+    data = DataSource(args.dataset_path, args.num_workers, args.batch_size)
+    for name in classes:
+        if name in record["classes"]:
+            print(f"{name}: done by the run that was cut, kept")
+            continue
+        runner = M3DM(settings, extractor, data, store)
+        try:
+            scores = runner.fit(name).evaluate(name)
+        except DatasetError as error:
+            record["failed_classes"][name] = str(error)
+            print(f"{name}: failed: {error}", file=sys.stderr)
+            continue
+        if args.save_preds:
+            save_predictions(args.results_dir / "pred_maps", name, scores)
+        write_scores(args.results_dir, name, scores.rows())
+        record["classes"][name] = runner.report.as_dict()
+        write_results(args.results_dir, record)
+        print(_summary(name, record["classes"][name]))
+    return _finish(args, classes, record)
+
+
+def _check_data(args: argparse.Namespace) -> list[str]:
+    """The classes to run, once all their files have been seen to pair: found before the hours of work."""
+    from dataset import absent_classes, find_classes, list_samples
+
+    classes = find_classes(args.dataset_path, args.dataset_type, args.class_name)
+    absent = absent_classes(classes, args.dataset_type) if args.class_name is None else []
+    if absent:
+        print(f"not in {args.dataset_path}, left out: {', '.join(absent)}")
+    for name in classes:
+        for split in ("train", "test"):
+            list_samples(args.dataset_path, name, split)
+    return classes
+
+
+def _fusion_path(args: argparse.Namespace) -> Path | None:
+    """The UFF checkpoint; None = random, only when --random_weights is given and no checkpoint is."""
+    default = Path(DEFAULT_FUSION_CHECKPOINT)
+    if args.fusion_module_path is None and args.random_weights and not default.exists():
+        return None
+    return args.fusion_module_path or default
+
+
+def _header(args: argparse.Namespace, settings: Settings, weights: dict[str, str]) -> dict[str, Any]:
+    """What identifies a run: equal headers give equal results."""
+    return {
+        "method_name": settings.method_name,
+        "random_weights": args.random_weights,
+        "weights": weights,
+        "settings": dataclasses.asdict(settings),
+        "dataset_path": str(args.dataset_path),
+        "device": args.device,
+        "versions": versions(),
+    }
+
+
+def _summary(name: str, result: dict[str, Any]) -> str:
+    metrics = ", ".join(f"{table.title} {format_metric(result[table.metric])}" for table in TABLES)
+    odd = len(result["skipped_samples"])
+    left_out = f"; {odd} samples left out" if odd else ""
+    return f"{name}: {metrics} ({sum(result['seconds'].values()):.0f} s){left_out}"
+
+
+def _finish(args: argparse.Namespace, classes: list[str], record: dict[str, Any]) -> int:
+    record["complete"] = True
+    write_results(args.results_dir, record)
+    done = {name: record["classes"][name] for name in classes if name in record["classes"]}
+    if done:
+        row_name = args.method_name + (" (random weights)" if args.random_weights else "")
+        print(append_tables(args.results_dir, row_name, done))
+    for name, result in done.items():
+        for sample in result["skipped_samples"]:
+            print(f"{name}: left out {sample['path']}: {sample['reason']}", file=sys.stderr)
+    for name, reason in record["failed_classes"].items():
+        print(f"{name}: failed: {reason}", file=sys.stderr)
+    return 1 if record["failed_classes"] else 0
+
+
+def _quirks_from_args(args: argparse.Namespace) -> Quirks:
+    changes = dict(item.split("=", 1) if "=" in item else (item, "") for item in args.quirk)
+    if args.coreset_dtype is not None:
+        changes["coreset_dtype"] = args.coreset_dtype
+    return PROTOCOLS[args.protocol].replace(changes)
+
+
+def _quirk_help() -> str:
+    return ", ".join(f"{name}={'|'.join(values)}" for name, values in quirk_values().items())
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def _positive_float(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default where there is one to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, argparse.SUPPRESS) or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
