@@ -7,20 +7,23 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from feature_extractors.methods import METHODS, XYZ_DIMS, default_xyz_backbone
 from feature_extractors.settings import PROTOCOLS, Lambdas, Quirks, Settings, quirk_values
 from utils.reporting import (
-    TABLES,
     append_tables,
     check_writable,
-    format_metric,
+    class_summary,
     open_record,
+    problem_lines,
     versions,
     write_results,
     write_scores,
 )
+
+if TYPE_CHECKING:
+    from m3dm_runner import M3DM
 
 # Threads that wait must not spin: torch's and the loaders' share the cores. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -34,6 +37,8 @@ RGB_BACKBONES = (
 DEFAULT_FUSION_CHECKPOINT = "checkpoints/checkpoint-0.pth"
 IMAGE_SIZE_STEP = 8  # pixels; a ViT patch
 MOST_WORKERS = 4  # one or two already keep up with the networks
+LARGEST_SEED = 2**32 - 1  # of numpy.random.RandomState
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -80,7 +85,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--f_coreset", default=0.1, type=_positive_float, help="share of the rows a bank keeps; 1 keeps all")
     add("--coreset_eps", default=0.9, type=_positive_float, help="error of the random projection, below 1")
     add("--coreset_dtype", choices=["float16", "float32"], help="arithmetic of the greedy k-centre")
-    add("--random_state", type=int, help="of the random projections; default as the release: one per class")
+    add(
+        "--random_state",
+        type=_random_state,
+        help="of the random projections; default as the release: one per class",
+    )
     add("--asy_memory_bank", type=_positive, help="only so many samples feed the xyz and fusion banks")
     add(
         "--rm_zero_for_project",
@@ -104,7 +113,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add(
         "--num_workers",
         default=min(MOST_WORKERS, (os.cpu_count() or 2) // 2),
-        type=int,
+        type=_natural,
         help="loader processes",
     )
     add(
@@ -124,17 +133,27 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the classes one after another; returns the exit status, 1 when the set-up or a class failed."""
+    """Run the classes one after another.
+
+    Returns the exit status: 1 when the set-up or a class failed, 130 after Ctrl-C; wrong flags exit with 2.
+    """
     parser = get_args_parser()
     args = parser.parse_args(argv)
     problem = find_contradiction(args)
     if problem:
         parser.error(problem)
     try:
-        return run(args, settings_from_args(args))
+        settings = settings_from_args(args)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        return run(args, settings)
     except (ValueError, OSError) as error:
         print(f"main.py: error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("main.py: interrupted; the same command goes on with the class that was cut", file=sys.stderr)
+        return INTERRUPTED
 
 
 def find_contradiction(args: argparse.Namespace) -> str | None:
@@ -152,7 +171,8 @@ def find_contradiction(args: argparse.Namespace) -> str | None:
         ),
         (
             args.use_uff and not spec.uses_fusion,
-            f"--method_name {name} has no fusion bank; drop --use_uff, or use {name}+Fusion or Fusion",
+            f"--method_name {name} has no fusion bank; drop --use_uff, "
+            "or use --method_name DINO+Point_MAE+Fusion or Fusion",
         ),
         (
             args.save_feature and not (spec.uses_rgb and spec.uses_xyz),
@@ -200,41 +220,53 @@ def settings_from_args(args: argparse.Namespace) -> Settings:
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Evaluate the classes; each class's results are on disk as soon as it is done."""
     # torch takes seconds to import: --help and wrong flags have answered by now
-    from dataset import DatasetError
     from feature_extractors.extractor import Extractor
     from feature_extractors.networks import load_networks
-    from m3dm_runner import M3DM, DataSource, open_store, save_predictions
+    from m3dm_runner import M3DM, DataSource, open_store
     from utils.devices import choose_device
 
     classes = _check_data(args)
-    check_writable(args.results_dir)
+    check_writable(args.results_dir, "--results_dir")
+    if args.save_feature:
+        check_writable(args.save_feature_path, "--save_feature_path")
     device = choose_device(args.device)
+    if args.random_weights:
+        print(
+            "warning: --random_weights: the networks know nothing, the results mean nothing", file=sys.stderr
+        )
     checkpoint_dir = None if args.random_weights else args.checkpoint_dir
     networks = load_networks(settings, checkpoint_dir, _fusion_path(args))
     extractor = Extractor(settings, networks, device)
     store = None
     if args.save_feature:
         store = open_store(args.save_feature_path, settings, random_weights=args.random_weights)
-    record = open_record(args.results_dir, _header(args, settings, networks.sources))
+    header = _header(args, settings, networks.sources, str(device))
+    record = open_record(args.results_dir, header, classes)
     data = DataSource(args.dataset_path, args.num_workers, args.batch_size)
     for name in classes:
         if name in record["classes"]:
             print(f"{name}: done by the run that was cut, kept")
             continue
-        runner = M3DM(settings, extractor, data, store)
-        try:
-            scores = runner.fit(name).evaluate(name)
-        except DatasetError as error:
-            record["failed_classes"][name] = str(error)
-            print(f"{name}: failed: {error}", file=sys.stderr)
-            continue
+        _evaluate_class(name, M3DM(settings, extractor, data, store), args, record)
+    return _finish(args, classes, record)
+
+
+def _evaluate_class(name: str, runner: M3DM, args: argparse.Namespace, record: dict[str, Any]) -> None:
+    """One class, its results on disk when it is done; if its data is no good it is recorded as failed."""
+    from m3dm_runner import save_predictions
+
+    try:
+        scores = runner.fit(name).evaluate(name)
         if args.save_preds:
             save_predictions(args.results_dir / "pred_maps", name, scores)
+    except ValueError as error:
+        record["failed_classes"][name] = str(error)
+        print(f"{name}: failed: {error}", file=sys.stderr)
+    else:
         write_scores(args.results_dir, name, scores.rows())
         record["classes"][name] = runner.report.as_dict()
-        write_results(args.results_dir, record)
-        print(_summary(name, record["classes"][name]))
-    return _finish(args, classes, record)
+        print(class_summary(name, record["classes"][name]))
+    write_results(args.results_dir, record)
 
 
 def _check_data(args: argparse.Namespace) -> list[str]:
@@ -253,44 +285,37 @@ def _check_data(args: argparse.Namespace) -> list[str]:
 
 def _fusion_path(args: argparse.Namespace) -> Path | None:
     """The UFF checkpoint; None = random, only when --random_weights is given and no checkpoint is."""
-    default = Path(DEFAULT_FUSION_CHECKPOINT)
-    if args.fusion_module_path is None and args.random_weights and not default.exists():
+    if args.fusion_module_path is None and args.random_weights:
         return None
-    return args.fusion_module_path or default
+    return args.fusion_module_path or Path(DEFAULT_FUSION_CHECKPOINT)
 
 
-def _header(args: argparse.Namespace, settings: Settings, weights: dict[str, str]) -> dict[str, Any]:
-    """What identifies a run: equal headers give equal results."""
+def _header(
+    args: argparse.Namespace, settings: Settings, weights: dict[str, str], device: str
+) -> dict[str, Any]:
+    """What identifies a run: equal headers give equal results and files."""
     return {
         "method_name": settings.method_name,
         "random_weights": args.random_weights,
         "weights": weights,
         "settings": dataclasses.asdict(settings),
         "dataset_path": str(args.dataset_path),
-        "device": args.device,
+        "device": device,
+        "save_preds": args.save_preds,
+        "save_feature_path": str(args.save_feature_path) if args.save_feature else None,
         "versions": versions(),
     }
 
 
-def _summary(name: str, result: dict[str, Any]) -> str:
-    metrics = ", ".join(f"{table.title} {format_metric(result[table.metric])}" for table in TABLES)
-    odd = len(result["skipped_samples"])
-    left_out = f"; {odd} samples left out" if odd else ""
-    return f"{name}: {metrics} ({sum(result['seconds'].values()):.0f} s){left_out}"
-
-
 def _finish(args: argparse.Namespace, classes: list[str], record: dict[str, Any]) -> int:
-    record["complete"] = True
-    write_results(args.results_dir, record)
     done = {name: record["classes"][name] for name in classes if name in record["classes"]}
     if done:
         row_name = args.method_name + (" (random weights)" if args.random_weights else "")
         print(append_tables(args.results_dir, row_name, done))
-    for name, result in done.items():
-        for sample in result["skipped_samples"]:
-            print(f"{name}: left out {sample['path']}: {sample['reason']}", file=sys.stderr)
-    for name, reason in record["failed_classes"].items():
-        print(f"{name}: failed: {reason}", file=sys.stderr)
+    record["complete"] = True  # last: a run cut in the tables goes on with them
+    write_results(args.results_dir, record)
+    for line in problem_lines(record, classes):
+        print(line, file=sys.stderr)
     return 1 if record["failed_classes"] else 0
 
 
@@ -309,6 +334,20 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative; 0 loads in the main process")
+    return value
+
+
+def _random_state(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"{text} is not within 0..{LARGEST_SEED}")
     return value
 
 

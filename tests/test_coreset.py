@@ -5,7 +5,7 @@ from sklearn.random_projection import SparseRandomProjection
 
 from feature_extractors import greedy
 from feature_extractors.coreset import greedy_coreset, sparse_projection
-from tests.plain_coreset import plain_greedy_coreset, torch_norm
+from tests.plain_coreset import confirmed_steps, plain_greedy_coreset, torch_norm
 
 DTYPES = ["float16", "float32"]
 
@@ -79,6 +79,15 @@ def test_our_sum_of_squares_chooses_as_torchs_does():
     assert torch.equal(
         greedy_coreset(rows, 200), plain_greedy_coreset(rows, 200, dtype="float16", norm=torch_norm)
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("make", [_gaussian, _grid])
+def test_each_choice_is_the_farthest_row_at_a_larger_size(make, dtype):
+    rows = make(9000, 40)
+    chosen = greedy_coreset(rows, 600, dtype=dtype)
+    assert confirmed_steps(rows, chosen, dtype=dtype) == 600
+    assert confirmed_steps(rows, chosen[[0, 2, 1, *range(3, 600)]], dtype=dtype) < 600
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

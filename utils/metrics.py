@@ -9,6 +9,8 @@ import numpy as np
 from scipy.integrate import trapezoid
 from scipy.ndimage import label as label_components
 
+from utils.radix_sort import sort_scores
+
 AU_PRO_LIMIT = 0.3  # false positive rate up to which the PRO curve is integrated (MVTec 3D-AD)
 AU_PRO_THRESHOLDS = 100
 EIGHT_CONNECTED = np.ones((3, 3), dtype=int)
@@ -38,7 +40,7 @@ def pixel_metrics(masks: np.ndarray, maps: np.ndarray) -> PixelMetrics:
     masks (n, H, W), non-zero = defect; maps (n, H, W). The normal pixels are sorted once for both.
     """
     defect = np.asarray(masks) != 0
-    normal_sorted = np.sort(maps[~defect])
+    normal_sorted = sort_scores(maps[~defect])
     return PixelMetrics(
         pixel_rocauc=_auc_from_sorted(normal_sorted, maps[defect]),
         au_pro=_au_pro(normal_sorted, defect, maps),

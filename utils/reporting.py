@@ -46,8 +46,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def check_writable(folder: Path) -> None:
-    """Find out now, not after hours, that results can't be written. Raises OSError naming the folder."""
+def check_writable(folder: Path, flag: str) -> None:
+    """Find out now, not after hours, that a folder can't be written to. Raises OSError naming it and its flag."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".write_test") as probe:
@@ -55,9 +55,7 @@ def check_writable(folder: Path) -> None:
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:
-        raise OSError(
-            f"--results_dir {folder}: can't write there ({error.strerror}); choose another"
-        ) from error
+        raise OSError(f"{flag} {folder}: can't write there ({error.strerror}); choose another") from error
 
 
 def markdown_table(row_name: str, values: dict[str, float | None]) -> str:
@@ -72,13 +70,13 @@ def markdown_table(row_name: str, values: dict[str, float | None]) -> str:
 
 
 def append_tables(folder: Path, row_name: str, classes: dict[str, dict[str, Any]]) -> str:
-    """Append the three tables to their files and return them as one text."""
+    """Append a row to each of the three tables' files; returns this run's tables as one text."""
     texts = []
     for table in TABLES:
         text = markdown_table(row_name, {name: result[table.metric] for name, result in classes.items()})
         path = folder / table.file
-        before = path.read_text(encoding="utf-8") + "\n" if path.exists() else f"# {table.title}\n\n"
-        write_text(path, before + text)
+        before = path.read_text(encoding="utf-8") if path.exists() else f"# {table.title}\n"
+        write_text(path, _with_row(before, text))
         texts.append(f"{table.title}\n{text}")
     return "\n".join(texts)
 
@@ -97,22 +95,52 @@ def write_results(folder: Path, results: dict[str, Any]) -> None:
     write_json(folder / "results.json", results)
 
 
-def open_record(folder: Path, header: dict[str, Any]) -> dict[str, Any]:
-    """The content of results.json to go on with.
+def open_record(folder: Path, header: dict[str, Any], classes: list[str]) -> dict[str, Any]:
+    """The content of results.json to go on with, when `classes` are to run.
 
-    A run that was cut, with an equal header, keeps the classes it has finished; any other starts anew.
+    An earlier run with an equal header keeps its classes: all of them if it was cut, else those that are not to
+    run now. With any other header the record starts anew.
     """
-    fresh = {**header, "complete": False, "classes": {}, "failed_classes": {}}
-    earlier = _read_record(folder)
+    earlier = _read_record(folder) or {}
     as_stored = json.loads(json.dumps(header))
-    if earlier is None or earlier.get("complete") or any(earlier.get(k) != v for k, v in as_stored.items()):
-        return fresh
-    return {**fresh, "classes": earlier.get("classes", {})}
+    kept = {}
+    if {key: earlier[key] for key in as_stored if key in earlier} == as_stored:
+        again = classes if earlier.get("complete") else ()
+        kept = {name: result for name, result in earlier.get("classes", {}).items() if name not in again}
+    return {**header, "complete": False, "classes": kept, "failed_classes": {}}
+
+
+def class_summary(name: str, result: dict[str, Any]) -> str:
+    """One line on a class that is done."""
+    metrics = ", ".join(f"{table.title} {format_metric(result[table.metric])}" for table in TABLES)
+    skipped = len(result["skipped_samples"])
+    left_out = f"; samples left out: {skipped}" if skipped else ""
+    return f"{name}: {metrics} ({sum(result['seconds'].values()):.0f} s){left_out}"
+
+
+def problem_lines(record: dict[str, Any], classes: list[str]) -> list[str]:
+    """A line on each sample that was left out and on each class that failed, among `classes`."""
+    left_out = [
+        f"{name}: left out {sample['path']}: {sample['reason']}"
+        for name in classes
+        if name in record["classes"]
+        for sample in record["classes"][name]["skipped_samples"]
+    ]
+    return left_out + [f"{name}: failed: {reason}" for name, reason in record["failed_classes"].items()]
 
 
 def format_metric(value: float | None) -> str:
     """Three decimals, or that the value is not available."""
     return NOT_AVAILABLE if value is None else f"{value:.3f}"
+
+
+def _with_row(before: str, table: str) -> str:
+    """The file's text with the table's row under its last table, or the table where the columns differ."""
+    header, rule, row = table.splitlines()
+    headers = [line for line in before.splitlines() if line.startswith("| Method |")]
+    if headers and headers[-1] == header:
+        return f"{before}{row}\n"
+    return f"{before}\n{header}\n{rule}\n{row}\n"
 
 
 def _read_record(folder: Path) -> dict[str, Any] | None:

@@ -1,0 +1,159 @@
+import json
+import os
+
+import pytest
+
+from utils.reporting import (
+    append_tables,
+    check_writable,
+    class_summary,
+    format_metric,
+    markdown_table,
+    open_record,
+    problem_lines,
+    versions,
+    write_results,
+    write_scores,
+)
+
+HEADER = {"method_name": "DINO", "settings": {"seed": 0, "banks": ("xyz", "rgb")}}
+
+
+def _result(**changes):
+    return {
+        "image_rocauc": 0.5,
+        "pixel_rocauc": 0.25,
+        "au_pro": 0.75,
+        "seconds": {"predict": 1.0, "fit_banks": 2.0},
+        "skipped_samples": [],
+        **changes,
+    }
+
+
+def test_versions_name_what_numbers_depend_on():
+    found = versions()
+    assert found["scikit-learn"][0].isdigit()
+    assert found["python"].startswith("3.")
+
+
+def test_table_titles_classes_and_adds_their_mean():
+    assert markdown_table("DINO", {"cable_gland": 0.5, "CandyCane": 1.0}) == (
+        "| Method | Cable_Gland | CandyCane | Mean |\n| --- | --- | --- | --- |\n| DINO | 0.500 | 1.000 | 0.750 |\n"
+    )
+
+
+def test_unavailable_metrics_are_said_to_be_and_do_not_count_in_the_mean():
+    assert markdown_table("DINO", {"bagel": None, "rope": 0.5}).endswith("| DINO | n/a | 0.500 | 0.500 |\n")
+    assert markdown_table("DINO", {"bagel": None}).endswith("| DINO | n/a | n/a |\n")
+    assert format_metric(None) == "n/a"
+
+
+def test_tables_grow_by_a_row_while_the_classes_stay(tmp_path):
+    for name in ("DINO", "Fusion"):
+        text = append_tables(tmp_path, name, {"bagel": _result()})
+    assert (tmp_path / "image_rocauc_results.md").read_text() == (
+        "# Image ROCAUC\n\n| Method | Bagel | Mean |\n| --- | --- | --- |\n"
+        "| DINO | 0.500 | 0.500 |\n| Fusion | 0.500 | 0.500 |\n"
+    )
+    assert text.count("Fusion") == 3
+    assert "DINO" not in text
+
+
+def test_other_classes_begin_a_new_table(tmp_path):
+    for name in ("bagel", "rope", "bagel"):
+        append_tables(tmp_path, "DINO", {name: _result()})
+    lines = (tmp_path / "aupro_results.md").read_text().splitlines()
+    assert [line for line in lines if "Method" in line] == [
+        "| Method | Bagel | Mean |",
+        "| Method | Rope | Mean |",
+        "| Method | Bagel | Mean |",
+    ]
+    assert lines[5] == ""
+
+
+def test_scores_read_back_equal_and_odd_paths_are_quoted(tmp_path):
+    write_scores(tmp_path, "bagel", [("test/a,b/rgb/0.png", 1, 0.1 + 0.2)])
+    assert (tmp_path / "scores" / "bagel.csv").read_bytes() == (
+        b'path,label,score\n"test/a,b/rgb/0.png",1,0.30000000000000004\n'
+    )
+
+
+def test_results_refuse_nan(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_results(tmp_path, {"au_pro": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writable_folder_is_made_and_left_empty(tmp_path):
+    check_writable(tmp_path / "a" / "b", "--results_dir")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_unwritable_folder_is_named_with_its_flag_and_the_reason(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"--x .*file: can't write there \(File exists\)"):
+        check_writable(tmp_path / "file", "--x")
+    with pytest.raises(OSError, match=r"--x .*sub: can't write there \(Not a directory\)"):
+        check_writable(tmp_path / "file" / "sub", "--x")
+
+    def full(_):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"can't write there \(No space left on device\)"):
+        check_writable(tmp_path, "--x")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+class TestOpenRecord:
+    @pytest.fixture
+    def earlier(self, tmp_path):
+        """Writes results.json of an earlier run with bagel done."""
+
+        def write(header=HEADER, *, complete=False):
+            done = {"complete": complete, "classes": {"bagel": _result()}, "failed_classes": {"tire": "x"}}
+            write_results(tmp_path, {**header, **done})
+
+        return write
+
+    def _kept(self, folder, header=HEADER, classes=("bagel", "rope")):
+        record = open_record(folder, header, list(classes))
+        assert record["complete"] is False
+        assert record["failed_classes"] == {}
+        assert {key: record[key] for key in header} == header
+        return list(record["classes"])
+
+    def test_cut_run_keeps_its_classes(self, tmp_path, earlier):
+        earlier()
+        assert self._kept(tmp_path) == ["bagel"]
+
+    def test_complete_run_keeps_only_classes_that_do_not_run_now(self, tmp_path, earlier):
+        earlier(complete=True)
+        assert self._kept(tmp_path) == []
+        assert self._kept(tmp_path, classes=["rope"]) == ["bagel"]
+
+    @pytest.mark.parametrize("change", [{"method_name": "Fusion"}, {"settings": {"seed": 1}}, {"new": None}])
+    def test_other_header_starts_anew(self, tmp_path, earlier, change):
+        earlier()
+        assert self._kept(tmp_path, {**HEADER, **change}, ["rope"]) == []
+
+    @pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '{"complete": false}'])
+    def test_foreign_or_damaged_record_starts_anew(self, tmp_path, content):
+        (tmp_path / "results.json").write_text(content)
+        assert self._kept(tmp_path) == []
+
+
+def test_summary_gives_metrics_time_and_what_was_left_out():
+    line = class_summary("bagel", _result(au_pro=None, skipped_samples=[{"path": "p", "reason": "r"}]))
+    assert line == ("bagel: Image ROCAUC 0.500, Pixel ROCAUC 0.250, AU PRO n/a (3 s); samples left out: 1")
+    assert class_summary("bagel", _result()).endswith("(3 s)")
+
+
+def test_problems_name_each_sample_and_class_of_this_run():
+    bad = _result(skipped_samples=[{"path": "train/good/rgb/000.png", "reason": "cut short"}])
+    record = {"classes": {"bagel": bad, "rope": bad}, "failed_classes": {"tire": "no test sample"}}
+    assert problem_lines(record, ["bagel", "tire"]) == [
+        "bagel: left out train/good/rgb/000.png: cut short",
+        "tire: failed: no test sample",
+    ]
+    assert json.dumps(problem_lines({"classes": {}, "failed_classes": {}}, ["bagel"])) == "[]"
