@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -24,13 +24,17 @@ from dataset import (
 from feature_extractors.detector import Detector
 from feature_extractors.extractor import Extractor, Preparation, PreparedSample
 from feature_extractors.feature_store import FeatureStoreWriter, StoreMeta
+from feature_extractors.networks import RANDOM
 from feature_extractors.settings import Settings
 from feature_extractors.training_patches import TrainingPatches
 from models.vit import VITS
 from utils.metrics import pixel_metrics, roc_auc
+from utils.parallel import map_on_cores
 from utils.pictures import resize_map, write_map, write_picture
 from utils.resources import Stopwatch, peak_memory_mb, reset_peak_memory
 from utils.structures import Modality, Patches
+
+Result = TypeVar("Result")
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 STORED_DTYPE: Literal["float16"] = "float16"  # of features on disk, unless --feature_dtype says otherwise
@@ -110,6 +114,7 @@ class M3DM:
         Raises DatasetError when no training sample can be used.
         """
         reset_peak_memory()
+        self.extractor.generator.manual_seed(self.settings.seed)  # no class depends on those before it
         files = list_samples(self.data.root, class_name, "train")[: self.settings.sample_limit]
         with self.report.watch.stage("extract_train"):
             training = self._training_patches(class_name, files)
@@ -125,7 +130,7 @@ class M3DM:
         """Score every test sample and measure. Raises DatasetError when none can be used."""
         files = list_samples(self.data.root, class_name, "test")
         with self.report.watch.stage("predict"):
-            scores = self._predict(files)
+            scores = self._predict(files, f"{class_name} test")
         with self.report.watch.stage("metrics"):
             pixels = pixel_metrics(scores.masks, scores.maps)
             self.report.metrics = {
@@ -142,7 +147,7 @@ class M3DM:
         banks = self.settings.method.banks
         collected: dict[Modality, list[Patches]] = {name: [] for name in banks}
         count = 0
-        for _, patches in self._extract(files, f"{class_name} train"):
+        for _, patches in self._process(files, f"{class_name} train", lambda patches: patches):
             for name in banks:
                 collected[name].append(self._stored(patches[name]))
             if self.store is not None:
@@ -163,11 +168,10 @@ class M3DM:
             patches if dtype is None else Patches(patches.rows.to(DTYPES[dtype]), patches.index, patches.side)
         )
 
-    def _predict(self, files: list[SampleFiles]) -> TestScores:
+    def _predict(self, files: list[SampleFiles], title: str) -> TestScores:
         by_path = {sample.path: sample for sample in files}
         kept, scores, maps, masks = [], [], [], []
-        for prepared, patches in self._extract(files, "test"):
-            score = self.detector.predict(patches)
+        for prepared, score in self._process(files, title, self.detector.predict):
             sample = prepared.sample
             if not np.isfinite(score.image):
                 self._skip(BadSample(sample.path, f"its score is {score.image}"))
@@ -180,30 +184,39 @@ class M3DM:
             raise DatasetError(f"{files[0].rgb.parents[2]}: no test sample can be used; see above why")
         return TestScores(kept, np.array(scores), np.stack(maps), np.stack(masks))
 
-    def _extract(
-        self, files: list[SampleFiles], title: str
-    ) -> Iterator[tuple[PreparedSample, dict[Modality, Patches]]]:
-        """Patches of each sample that can be used, in order; the others are reported and left out."""
+    def _process(
+        self,
+        files: list[SampleFiles],
+        title: str,
+        finish: Callable[[dict[Modality, Patches]], Result],
+    ) -> Iterator[tuple[PreparedSample, Result]]:
+        """`finish` of the patches of each sample that can be used, in order; the others are reported."""
+
+        def work(batch: list[PreparedSample | BadSample]) -> list[BadSample | tuple[PreparedSample, Result]]:
+            usable = [item for item in batch if isinstance(item, PreparedSample)]
+            patches = iter(self.extractor.extract(usable) if usable else [])
+            return [item if isinstance(item, BadSample) else (item, finish(next(patches))) for item in batch]
+
+        with tqdm(total=len(files), desc=title, unit="sample", disable=None) as bar:
+            for results in map_on_cores(work, self._loader(files), self.extractor.batches_at_once):
+                for result in results:
+                    if isinstance(result, BadSample):
+                        self._skip(result)
+                    else:
+                        self._remark(result[0])
+                        yield result
+                bar.update(len(results))
+
+    def _loader(self, files: list[SampleFiles]) -> DataLoader:
         samples = SampleDataset(files, self.settings.img_size, Preparation(self.settings))
         if self.data.num_workers > 0:
             samples[0]  # compiles the kernels here once, not in every worker
-        loader = DataLoader(
+        return DataLoader(
             samples,
             batch_size=self.data.batch_size,
             num_workers=self.data.num_workers,
             collate_fn=list,
         )
-        with tqdm(total=len(files), desc=title, unit="sample", disable=None) as bar:
-            for batch in loader:
-                usable = [item for item in batch if not isinstance(item, BadSample)]
-                for item in batch:
-                    if isinstance(item, BadSample):
-                        self._skip(item)
-                if usable:
-                    for prepared, patches in zip(usable, self.extractor.extract(usable), strict=True):
-                        self._remark(prepared)
-                        yield prepared, patches
-                bar.update(len(batch))
 
     def _skip(self, bad: BadSample) -> None:
         self.report.skipped.append({"path": bad.path, "reason": bad.reason})
@@ -215,8 +228,11 @@ class M3DM:
             tqdm.write(f"{prepared.sample.path}: {remark}")
 
 
-def open_store(folder: Path, settings: Settings, *, random_weights: bool) -> FeatureStoreWriter:
-    """The folder that `--save_feature` fills. Raises ValueError when it holds features of another kind."""
+def open_store(folder: Path, settings: Settings, sources: dict[str, str]) -> FeatureStoreWriter:
+    """The folder that `--save_feature` fills, for backbones with weights from `sources`.
+
+    Raises ValueError when it holds features of another kind.
+    """
     quirks = settings.quirks
     meta = StoreMeta(
         rgb_backbone=settings.rgb_backbone_name,
@@ -227,8 +243,11 @@ def open_store(folder: Path, settings: Settings, *, random_weights: bool) -> Fea
         xyz_side=settings.xyz_side,
         pairing=quirks.uff_pairing,
         feature_dtype=settings.feature_dtype or STORED_DTYPE,
-        random_weights=random_weights,
-        protocol={name: getattr(quirks, name) for name in FEATURE_QUIRKS},
+        random_weights=any(sources[name].startswith(RANDOM) for name in ("rgb", "xyz")),
+        protocol={
+            **{name: getattr(quirks, name) for name in FEATURE_QUIRKS},
+            **{f"{name}_weights": sources[name] for name in ("rgb", "xyz")},
+        },
     )
     return FeatureStoreWriter(folder, meta=meta)
 

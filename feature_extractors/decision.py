@@ -38,11 +38,20 @@ class OneClassDecision:
         self.pixel_svm = SGDOneClassSVM(random_state=SVM_SEED, nu=nu, max_iter=max_iter)
 
     def fit(self, training: list[list[Score]]) -> OneClassDecision:
-        """Fit on the training samples' scores, K banks each."""
-        self.image_svm.fit(np.concatenate([self._image_row(scores) for scores in training]))  # (n, K)
-        self.pixel_svm.fit(
-            np.concatenate([self._pixel_rows(scores) for scores in training])
-        )  # (n * S * S, K)
+        """Fit on the training samples' scores, K banks each.
+
+        Raises ValueError when they are all zero, as where the banks hold every training row: the SVMs would
+        call everything normal.
+        """
+        images = np.concatenate([self._image_row(scores) for scores in training])  # (n, K)
+        pixels = np.concatenate([self._pixel_rows(scores) for scores in training])  # (n * S * S, K)
+        if not (images.any() and pixels.any()):
+            raise ValueError(
+                "the training samples are at distance 0 from the banks, so the one-class SVMs have nothing to "
+                "learn from; use a smaller --f_coreset, or --method_name DINO+Point_MAE+add"
+            )
+        self.image_svm.fit(images)
+        self.pixel_svm.fit(pixels)
         return self
 
     def decide(self, scores: list[Score]) -> Score:

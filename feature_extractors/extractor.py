@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from feature_extractors.alignment import align, alignment_operator, pool_points
+from feature_extractors.feature_store import paired_rgb
 from feature_extractors.networks import Networks
 from feature_extractors.settings import Settings
 from models.fpfh import fpfh_features
@@ -16,6 +17,8 @@ from models.point_ops import group_points
 from models.uff import FusionBlock
 from models.vit import vit_patches
 from utils.structures import AlignmentOperator, Modality, Patches, PointGroups, Sample
+
+MOST_BATCHES_AT_ONCE = 4  # on the CPU, each with some 0.3 GB of activations
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,13 @@ class Extractor:
                 network.to(device)
         self.generator = torch.Generator(device).manual_seed(settings.seed)
 
+    @property
+    def batches_at_once(self) -> int:
+        """How many calls of `extract` may share the cores; what is drawn for DropPath needs one after the other."""
+        if self.device.type != "cpu" or self.settings.quirks.drop_path == "live":
+            return 1
+        return min(torch.get_num_threads(), MOST_BATCHES_AT_ONCE)
+
     @torch.inference_mode()
     def extract(self, batch: list[PreparedSample]) -> list[dict[Modality, Patches]]:
         """Patches of each sample: rgb and xyz as the backbones give them, and, where it is used, fusion."""
@@ -144,16 +154,10 @@ def fuse_patches(network: FusionBlock, xyz: Patches, rgb: Patches) -> Patches:
     The rgb grid is brought to the xyz grid by nearest upsampling. Each branch sees each distinct row once, and
     each distinct pair becomes one row.
     """
-    rgb_index = rgb.index[upsample_index(rgb.side, xyz.side).to(rgb.index.device)]
+    rgb_index = rgb.index[paired_rgb("colocated", rgb.side, xyz.side).to(rgb.index.device)]
     pairs, index = torch.unique(
         xyz.index * len(rgb.rows) + rgb_index, return_inverse=True
     )  # (P,) -> (U,), (P,)
     xyz_rows = network.xyz_features(xyz.rows)[pairs // len(rgb.rows)]
     rgb_rows = network.rgb_features(rgb.rows)[pairs % len(rgb.rows)]
     return Patches(torch.cat([xyz_rows, rgb_rows], dim=1), index, xyz.side)
-
-
-def upsample_index(coarse: int, fine: int) -> torch.Tensor:
-    """For each patch of a fine*fine grid the patch of the coarse*coarse grid that it lies in, (fine^2,) int64."""
-    axis = torch.arange(fine) * coarse // fine
-    return (axis[:, None] * coarse + axis).flatten()

@@ -16,6 +16,7 @@ from models.vit import VITS, load_vit, random_vit
 from utils.resources import sha256_of
 
 NO_WEIGHTS = "none needed"
+RANDOM = "random"
 
 
 @dataclass
@@ -77,7 +78,7 @@ def _fusion_network(settings: Settings, path: Path | None) -> tuple[FusionBlock,
 
 
 def _random(settings: Settings) -> str:
-    return f"random, seed {settings.seed}"
+    return f"{RANDOM}, seed {settings.seed}"
 
 
 def _file(path: Path) -> str:

@@ -45,8 +45,7 @@ def read_torch_file(path: Path, remedy: str) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: not a readable torch file ({first_line}); {remedy}") from error
+        raise CheckpointError(f"{path}: not a readable torch file ({_reason(error)}); {remedy}") from error
 
 
 def read_numpy_shapes(path: Path, remedy: str) -> dict[str, tuple[int, ...]]:
@@ -100,6 +99,12 @@ def load_complete(module: nn.Module, state: Mapping[str, torch.Tensor], path: Pa
     if unknown:
         raise CheckpointError(f"{path}: {len(unknown)} unknown keys: {_some(unknown)}; {remedy}")
     module.load_state_dict(dict(state))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):  # torch's text offers to run the file's code
+        return "it is damaged, or holds code"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _require(path: Path, remedy: str) -> None:

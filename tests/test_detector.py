@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from feature_extractors.detector import Detector
-from feature_extractors.extractor import upsample_index
+from feature_extractors.feature_store import paired_rgb
 from feature_extractors.methods import METHODS
 from feature_extractors.settings import Lambdas, Quirks, Settings
 from feature_extractors.training_patches import TrainingPatches
@@ -20,7 +20,7 @@ def _patches(matrix, side):
 
 
 def _fused(xyz, rgb):
-    upsampled = rgb[upsample_index(28, 56).numpy()]
+    upsampled = rgb[paired_rgb("colocated", 28, 56).numpy()]
     return np.concatenate([xyz[:, :FUSED_DIMS], upsampled[:, :FUSED_DIMS]], axis=1)
 
 
@@ -164,4 +164,9 @@ def test_constant_features_are_refused():
 
 def test_upsampling_puts_each_fine_patch_beside_the_coarse_one_above_it(goldens):
     pairing = np.load(goldens / "pairing.npz")
-    np.testing.assert_array_equal(upsample_index(28, 56).numpy(), pairing["rgb56"])
+    np.testing.assert_array_equal(paired_rgb("colocated", 28, 56).numpy(), pairing["rgb56"])
+
+
+def test_banks_that_hold_every_training_row_leave_the_svms_nothing_to_learn():
+    with pytest.raises(ValueError, match=r"at distance 0 from the banks.*smaller --f_coreset"):
+        _fit(_random_samples(2), "DINO+Point_MAE", f_coreset=1.0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from feature_extractors.alignment import pool_points
-from feature_extractors.extractor import Extractor, Preparation, fuse_patches, upsample_index
+from feature_extractors.extractor import Extractor, Preparation, fuse_patches
 from feature_extractors.feature_store import paired_rgb
 from feature_extractors.networks import Networks, load_networks
 from feature_extractors.settings import Quirks, Settings
@@ -78,11 +78,6 @@ def test_fusion_keeps_each_distinct_pair_once():
     assert sorted(fused.index.unique().tolist()) == list(range(len(fused.rows)))
 
 
-@pytest.mark.parametrize(("coarse", "fine"), [(28, 56), (4, 8), (4, 4)])
-def test_fusion_at_inference_pairs_as_the_training_features_do(coarse, fine):
-    assert torch.equal(upsample_index(coarse, fine), paired_rgb("colocated", coarse, fine))
-
-
 def test_each_modality_has_its_grid_and_width(networks):
     (patches,) = _extract(FUSION, networks, [_sample(400)])
     shapes = {name: (tuple(p.dense().shape), p.side) for name, p in patches.items()}
@@ -128,7 +123,7 @@ def test_empty_cloud_has_empty_patches_and_a_remark(networks, settings):
 
 def test_fused_patches_of_an_empty_cloud_are_those_of_zero_xyz_rows(networks):
     (patches,) = _extract(FUSION, networks, [_sample(0)])
-    rgb = patches["rgb"].dense()[upsample_index(4, 8)]
+    rgb = patches["rgb"].dense()[paired_rgb("colocated", 4, 8)]
     torch.testing.assert_close(patches["fusion"].dense(), networks.fusion.fuse(torch.zeros(64, 1152), rgb))
 
 

@@ -74,7 +74,7 @@ def test_a_patch_of_the_bank_has_distance_zero():
 
 
 def test_a_bank_too_small_to_weigh_scores_is_refused():
-    with pytest.raises(ValueError, match="2 rows .* larger --f_coreset"):
+    with pytest.raises(ValueError, match=r"2 rows .* larger --f_coreset"):
         MemoryBank(torch.zeros(2, 4), RULE)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 import m3dm_runner
 import main
 from feature_extractors.detector import Detector
+from feature_extractors.extractor import Extractor
 from feature_extractors.uff_pairs import open_folder
 from tests.conftest import write_class
 from tests.tiny_runs import all_files, read_record, read_scores, run_main
@@ -254,6 +255,7 @@ def test_training_uses_at_most_max_sample_samples(data, tmp_path):
 def test_sample_without_a_finite_score_is_left_out_and_named(data, tmp_path, monkeypatch, capsys):
     predict = Detector.predict
     scores = iter([math.nan, 1.0, 2.0, math.inf])
+    monkeypatch.setattr(Extractor, "batches_at_once", 1)  # in order
     monkeypatch.setattr(
         Detector, "predict", lambda *given: dataclasses.replace(predict(*given), image=next(scores))
     )
