@@ -26,7 +26,7 @@ from feature_extractors.extractor import Extractor, Preparation, PreparedSample
 from feature_extractors.feature_store import FeatureStoreWriter, StoreMeta
 from feature_extractors.networks import RANDOM
 from feature_extractors.settings import Settings
-from feature_extractors.training_patches import TrainingPatches
+from feature_extractors.training_patches import PatchCollector, TrainingPatches
 from models.vit import VITS
 from utils.metrics import pixel_metrics, roc_auc
 from utils.parallel import map_on_cores
@@ -145,11 +145,14 @@ class M3DM:
 
     def _training_patches(self, class_name: str, files: list[SampleFiles]) -> dict[Modality, TrainingPatches]:
         banks = self.settings.method.banks
-        collected: dict[Modality, list[Patches]] = {name: [] for name in banks}
+        dtype = DTYPES[self.settings.feature_dtype] if self.settings.feature_dtype else None
+        collectors: dict[Modality, PatchCollector] = {
+            name: PatchCollector(len(files), dtype) for name in banks
+        }
         count = 0
         for _, patches in self._process(files, f"{class_name} train", lambda patches: patches):
             for name in banks:
-                collected[name].append(self._stored(patches[name]))
+                collectors[name].add(patches[name])
             if self.store is not None:
                 self.store.save(class_name, count, patches)
             count += 1
@@ -160,13 +163,7 @@ class M3DM:
         if self.store is not None:
             self.store.finish_class(class_name, count)
         self.report.counts["train"] = count
-        return {name: TrainingPatches.collect(collected.pop(name)) for name in banks}
-
-    def _stored(self, patches: Patches) -> Patches:
-        dtype = self.settings.feature_dtype
-        return (
-            patches if dtype is None else Patches(patches.rows.to(DTYPES[dtype]), patches.index, patches.side)
-        )
+        return {name: collector.joined() for name, collector in collectors.items()}
 
     def _predict(self, files: list[SampleFiles], title: str) -> TestScores:
         by_path = {sample.path: sample for sample in files}

@@ -10,6 +10,7 @@ import torch
 from utils.structures import Patches
 
 ROWS_PER_CHUNK = 8192  # rows that are in float64 or float32 at a time
+ROOM_FACTOR = 1.25  # of a collector's buffer: for samples with more rows than the first
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,10 @@ class TrainingPatches:
     @classmethod
     def collect(cls, samples: list[Patches]) -> TrainingPatches:
         """Join the samples' patches."""
-        counts = [len(patches.rows) for patches in samples]
-        index = [p.index + start for p, start in zip(samples, _starts(counts), strict=True)]
-        return cls(torch.cat([p.rows for p in samples]), torch.cat(index), counts, samples[0].side)
+        collector = PatchCollector(len(samples))
+        for patches in samples:
+            collector.add(patches)
+        return collector.joined()
 
     def __len__(self) -> int:
         return len(self._row_counts)
@@ -85,6 +87,50 @@ class TrainingPatches:
         weights = torch.bincount(self.index, minlength=len(self.rows)).double()
         for weight, rows in zip(weights.split(ROWS_PER_CHUNK), self.rows.split(ROWS_PER_CHUNK), strict=True):
             yield weight, rows.double()
+
+
+class PatchCollector:
+    """Joins patches sample by sample, so that no feature is held twice.
+
+    `dtype` is that of the joined rows, None = that of the first sample's. `expected` samples need no copy of
+    what is there already, as long as they have few more rows than the first; room that stays empty is not
+    touched, so a CPU never backs it with memory.
+    """
+
+    def __init__(self, expected: int, dtype: torch.dtype | None = None) -> None:
+        self._expected = expected
+        self._dtype = dtype
+        self._buffer: torch.Tensor | None = None
+        self._index: list[torch.Tensor] = []
+        self._row_counts: list[int] = []
+        self._side = 0
+
+    def add(self, patches: Patches) -> None:
+        start = sum(self._row_counts)
+        end = start + len(patches.rows)
+        self._room_for(end, patches.rows)[start:end] = patches.rows
+        self._index.append(patches.index + start)
+        self._row_counts.append(len(patches.rows))
+        self._side = patches.side
+
+    def joined(self) -> TrainingPatches:
+        """What was added, at least one sample; the collector is of no more use."""
+        assert self._buffer is not None, "no sample was added"
+        rows = self._buffer[: sum(self._row_counts)]
+        return TrainingPatches(rows, torch.cat(self._index), self._row_counts, self._side)
+
+    def _room_for(self, rows: int, like: torch.Tensor) -> torch.Tensor:
+        """The buffer, of at least so many rows; made as `like` when there is none."""
+        buffer = self._buffer
+        if buffer is None:
+            size = int(ROOM_FACTOR * rows * self._expected)
+            buffer = torch.empty(size, like.shape[1], dtype=self._dtype or like.dtype, device=like.device)
+        elif rows > len(buffer):
+            larger = buffer.new_empty(int(ROOM_FACTOR * rows), buffer.shape[1])
+            larger[: len(buffer)] = buffer
+            buffer = larger
+        self._buffer = buffer
+        return buffer
 
 
 def _starts(counts: list[int]) -> list[int]:

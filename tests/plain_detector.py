@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from feature_extractors.networks import Networks
 from models.group_encoder import GroupEncoder
-from models.point_transformer import PointTransformer
 from models.uff import FusionBlock
 from models.vit import vit_patches
 from tests.plain_alignment import plain_patches
@@ -44,6 +43,7 @@ class PlainEncoder(nn.Module):
 
 def plain_networks(networks: Networks) -> Networks:
     """The same networks with the group encoder layer by layer."""
+    assert networks.xyz is not None
     xyz = copy.copy(networks.xyz)
     xyz._modules = {**xyz._modules, "encoder": PlainEncoder(xyz.encoder)}
     return Networks(networks.rgb, xyz, networks.fusion)
@@ -76,6 +76,9 @@ def plain_fused(block: FusionBlock, xyz: Tensor, rgb: Tensor) -> Tensor:
 @torch.inference_mode()
 def plain_features(networks: Networks, sample: Sample) -> dict[Modality, Tensor]:
     """All three kinds of dense patches; `networks` are `plain_networks`."""
+    assert networks.rgb is not None
+    assert networks.xyz is not None
+    assert networks.fusion is not None
     groups, centers = plain_groups(sample.points)
     rgb = plain_rgb_patches(networks.rgb, sample)
     xyz = plain_xyz_patches(sample, centers, networks.xyz(groups, centers))
