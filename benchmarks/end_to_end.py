@@ -1,0 +1,247 @@
+"""Fit and evaluate one class with three banks at full size, against the plain way.
+
+python benchmarks/end_to_end.py                      # all samples of the class; the plain way is added up
+python benchmarks/end_to_end.py --train 8            # fewer training samples
+
+Ours runs in full, through m3dm_runner, with networks of random weights. The plain way (tests/plain_detector.py
+and the plain twins) would take hours: each of its stages is timed on a few samples, and the medians are multiplied
+by how often the released code runs them: features of every training sample twice, the scores of all samples, one
+pass over all rows per coreset row. Reading files is left out of it.
+
+For the class of 244 + 110 samples, the time of features and decision grows with the samples, that of scoring with
+samples times bank rows, that of a coreset with the square of the rows (ours grows more slowly).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as main.py does, before torch is imported
+
+import numpy as np
+import torch
+
+from benchmarks.data import BenchmarkClass, prepare_class
+from dataset import list_samples, load_sample
+from feature_extractors.decision import OneClassDecision
+from feature_extractors.extractor import Extractor, Preparation, PreparedSample
+from feature_extractors.networks import Networks, load_networks
+from feature_extractors.settings import Settings
+from m3dm_runner import M3DM, DataSource
+from tests.plain_detector import (
+    plain_coreset_choices,
+    plain_features,
+    plain_networks,
+    plain_projection,
+    plain_score,
+)
+from tests.plain_metrics import plain_pixel_metrics
+from utils.structures import Modality, Score
+
+SETTINGS = Settings(max_sample=400)
+BANKS: tuple[Modality, ...] = ("xyz", "rgb", "fusion")
+PATCHES = {"xyz": 3136, "rgb": 784, "fusion": 3136}
+PROJECTED_DIM = 334
+CHOICES = 8  # passes of the plain coreset that are timed
+PROJECTED_SHARE = 8  # of the rows, one in so many is projected
+LARGE_CLASS = (244, 110)  # training and test samples of a typical class
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Seconds of the stages of one class."""
+
+    extract_train: float
+    fit_banks: float
+    fit_decision: float
+    predict: float
+    metrics: float
+
+    @property
+    def total(self) -> float:
+        return sum(vars(self).values())
+
+
+@dataclass(frozen=True)
+class PerSample:
+    """Median seconds of one sample: its features, its scores by three banks."""
+
+    features: float
+    scores: float
+
+
+def run(
+    train: int | None = None,
+    samples: int = 2,
+    num_workers: int = 1,
+    dataset_path: Path | None = None,
+) -> list[dict[str, Any]]:
+    """The stage table, the whole, and its extrapolation to a class of LARGE_CLASS."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = prepare_class(Path(folder), dataset_path)
+        networks = load_networks(SETTINGS, None, None)
+        few = _prepared(data, samples)
+        runner = _run_ours(data, networks, train, num_workers)
+        plain, plain_sample = _plain_stages(runner, networks, few)
+    ours = Stages(**runner.report.watch.seconds)
+    sizes = runner.report.counts["train"], runner.report.counts["test"]
+    rows = [
+        _row(f"end to end, {name}", _size(data, sizes), getattr(plain, name), getattr(ours, name))
+        for name in (*vars(ours), "total")
+    ]
+    large = _extrapolated(plain, plain_sample, sizes), _extrapolated(ours, _our_sample(runner, few), sizes)
+    note = f"both extrapolated from {sizes[0]} + {sizes[1]} samples"
+    rows.append(_row("end to end, total", _size(data, LARGE_CLASS), large[0].total, large[1].total, note))
+    return rows
+
+
+def _prepared(data: BenchmarkClass, count: int) -> list[PreparedSample]:
+    files = list_samples(data.root, data.name, "train")[:count]
+    return [Preparation(SETTINGS)(load_sample(file, SETTINGS.img_size)) for file in files]
+
+
+def _run_ours(data: BenchmarkClass, networks: Networks, train: int | None, num_workers: int) -> M3DM:
+    source = DataSource(data.root, num_workers, batch_size=1)
+    settings = Settings(max_sample=train) if train else SETTINGS
+    runner = M3DM(settings, Extractor(settings, networks, torch.device("cpu")), source)
+    runner.fit(data.name).evaluate(data.name)
+    return runner
+
+
+def _plain_stages(runner: M3DM, networks: Networks, few: list[PreparedSample]) -> tuple[Stages, PerSample]:
+    """The plain way's stages for as many samples as ours had; see the head of this file."""
+    train, test = runner.report.counts["train"], runner.report.counts["test"]
+    plain = plain_networks(networks)
+    features, scores, maps = [], [], []
+    for prepared in few:
+        seconds, patches = _seconds(partial(plain_features, plain, prepared.sample))
+        features.append(seconds)
+        seconds, found = _seconds(partial(_plain_scores, runner, patches))
+        scores.append(seconds)
+        maps.append([Score(*score) for score in found])
+    sample = PerSample(median(features), median(scores))
+    repeated = [maps[i % len(maps)] for i in range(train)]
+    svm = _seconds(partial(_fit_svm, repeated))[0]
+    decide = _seconds(partial(runner.detector.decision.decide, maps[0]))[0]
+    return Stages(
+        extract_train=2 * train * sample.features,  # once for the banks, once for the decision
+        fit_banks=_plain_banks(train),
+        fit_decision=train * sample.scores + svm,
+        predict=test * (sample.features + sample.scores + decide),
+        metrics=_plain_metrics(test),
+    ), sample
+
+
+def _plain_scores(runner: M3DM, patches: dict[Modality, torch.Tensor]) -> list[tuple[float, np.ndarray]]:
+    scores = []
+    for name in BANKS:
+        by = runner.detector.standardizations_[name]
+        rows = patches[name] if by is None else by.apply(patches[name])
+        scores.append(plain_score(rows, runner.detector.banks_[name].rows))
+    return scores
+
+
+def _fit_svm(scores: list[list[Score]]) -> None:
+    decision = OneClassDecision(BANKS, SETTINGS.lambdas, SETTINGS.ocsvm_nu, SETTINGS.ocsvm_maxiter)
+    decision.fit(scores)
+
+
+def _plain_banks(train: int) -> float:
+    """Projection and coreset of the three banks; as released, rgb and fusion count the rows left of xyz."""
+    rng = np.random.default_rng(0)
+    left = int(SETTINGS.f_coreset * PATCHES["xyz"] * train)
+    total = 0.0
+    for name, dim in (("xyz", 1152), ("rgb", 768), ("fusion", 1920)):
+        count = PATCHES[name] * train
+        part = rng.standard_normal((count // PROJECTED_SHARE, dim), dtype=np.float32)
+        total += PROJECTED_SHARE * _seconds(partial(plain_projection, part))[0]
+        projected = torch.from_numpy(rng.standard_normal((count, PROJECTED_DIM), dtype=np.float32))
+        once = _seconds(partial(plain_coreset_choices, projected, 1))[0]
+        more = _seconds(partial(plain_coreset_choices, projected, 1 + CHOICES))[0]
+        choices = left if name == "xyz" else int(SETTINGS.f_coreset * left)
+        total += once + (more - once) / CHOICES * (choices - 1)
+    return total
+
+
+def _plain_metrics(test: int) -> float:
+    rng = np.random.default_rng(0)
+    maps = rng.standard_normal((test, 224, 224), dtype=np.float32)
+    masks = np.zeros(maps.shape, dtype=bool)
+    masks[: max(1, test * 4 // 5), 90:120, 90:120] = True
+    return _seconds(partial(plain_pixel_metrics, masks, maps))[0]
+
+
+def _our_sample(runner: M3DM, few: list[PreparedSample]) -> PerSample:
+    """Ours on one sample: the scores timed by themselves, the rest of predict is features."""
+    scores = []
+    for prepared in few:
+        patches = runner.extractor.extract([prepared])[0]
+        scores.append(_seconds(partial(runner.detector.predict, patches))[0])
+    whole = runner.report.watch.seconds["predict"] / runner.report.counts["test"]
+    return PerSample(whole - median(scores), median(scores))
+
+
+def _extrapolated(stages: Stages, sample: PerSample, sizes: tuple[int, int]) -> Stages:
+    """The stages of a class of LARGE_CLASS; see the head of this file."""
+    train, test = (large / size for large, size in zip(LARGE_CLASS, sizes, strict=True))
+    scoring = sizes[0] * sample.scores
+    return Stages(
+        extract_train=train * stages.extract_train,
+        fit_banks=train**2 * stages.fit_banks,
+        fit_decision=train**2 * scoring + train * max(0.0, stages.fit_decision - scoring),
+        predict=LARGE_CLASS[1] * (sample.features + train * sample.scores),
+        metrics=test * stages.metrics,
+    )
+
+
+def _seconds(function: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
+
+
+def _size(data: BenchmarkClass, sizes: tuple[int, int]) -> str:
+    return f"{sizes[0]} + {sizes[1]} {data.kind}"
+
+
+def _row(part: str, size: str, plain: float, ours: float, note: str = "plain added up") -> dict[str, Any]:
+    return {
+        "part": part,
+        "size": size,
+        "plain": f"{plain:.1f} s",
+        "ours": f"{ours:.1f} s",
+        "ratio": round(plain / ours, 1),
+        "exactness": note,
+        "peak_memory": None,
+    }
+
+
+def main() -> None:
+    """Print the rows."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--train", type=int, help="training samples at most (default: all)")
+    parser.add_argument("--samples", type=int, default=2, help="samples that plain stages are timed on")
+    parser.add_argument("--num_workers", type=int, default=1, help="loader processes (default %(default)s)")
+    parser.add_argument("--dataset_path", type=Path, help="a data set that is preprocessed already")
+    args = parser.parse_args()
+    for row in run(**vars(args)):
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

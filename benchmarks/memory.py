@@ -1,0 +1,146 @@
+"""Peak memory of a class with three banks: generated features of full size, all that a fit holds and does.
+
+python benchmarks/memory.py                          # 64 samples
+python benchmarks/memory.py --samples 244            # a whole class; several minutes
+python benchmarks/memory.py --samples 244 --scored 244
+
+The features have clusters on few dimensions; 70 % of the xyz patches are empty, as in real parts. Each
+--feature_dtype runs in a process of its own, with the networks in memory, through what m3dm_runner does after the
+networks: collect, standardise, coresets, decision. Scoring a sample takes the same memory whichever it is, so only
+--scored of them are scored, and their scores stand for those of the others, which the SVMs do get in full number;
+the SVMs stop early, for the same reason.
+"plain" is what the released code holds at the least: every patch in float32, the lists and their concatenation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as main.py does, before torch is imported
+
+import torch
+from sklearn.exceptions import ConvergenceWarning
+
+from feature_extractors.decision import OneClassDecision
+from feature_extractors.detector import Detector
+from feature_extractors.feature_store import paired_rgb
+from feature_extractors.networks import load_networks
+from feature_extractors.settings import Settings
+from feature_extractors.training_patches import PatchCollector, TrainingPatches
+from m3dm_runner import DTYPES
+from utils.resources import Stopwatch, peak_memory_mb
+from utils.structures import Modality, Patches
+
+DIMS: dict[Modality, int] = {"xyz": 1152, "rgb": 768, "fusion": 1920}
+PATCHES: dict[Modality, int] = {"xyz": 3136, "rgb": 784, "fusion": 3136}
+XYZ_SIDE, RGB_SIDE = 56, 28
+FILLED = slice(13, 44)  # rows and columns of the xyz grid that hold points: 31 x 31 of 56 x 56, 31 %
+HIDDEN_DIMS, CLUSTERS, NOISE = 24, 40, 0.05
+SVM_PASSES = 5  # their number is nothing to the memory, and on such features they are hundreds
+FeatureDtype = Literal["float32", "float16"]
+DTYPE_NAMES: tuple[FeatureDtype, ...] = ("float32", "float16")
+
+
+def run(samples: int = 64, scored: int = 4) -> list[dict[str, Any]]:
+    """One row for each dtype of the features."""
+    rows = []
+    for dtype in DTYPE_NAMES:
+        with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            seconds, peak = pool.apply(measure, (samples, scored, dtype))
+        rows.append(_row(samples, scored, dtype, seconds, peak))
+    return rows
+
+
+def measure(samples: int, scored: int, dtype: FeatureDtype) -> tuple[dict[str, float], float]:
+    """Seconds of the stages, and the peak in GB of this process, which is to be fresh."""
+    settings = Settings(feature_dtype=dtype, max_sample=samples, ocsvm_maxiter=SVM_PASSES)
+    networks = load_networks(settings, None, None)  # held, as in a run
+    watch = Stopwatch()
+    training = _generated(samples, DTYPES[dtype])
+    detector = Detector(settings)
+    warnings.simplefilter("ignore", ConvergenceWarning)
+    with watch.stage("fit_banks"):
+        detector.fit_banks(training)
+    with watch.stage("fit_decision"):
+        _fit_decision(detector, training, scored)
+    del networks
+    return watch.seconds, (peak_memory_mb() or 0.0) / 1000
+
+
+def _fit_decision(detector: Detector, training: dict[Modality, TrainingPatches], scored: int) -> None:
+    """Detector.fit_decision, with the scores of the first samples standing for the others'."""
+    count = len(training["xyz"])
+    if scored >= count:
+        detector.fit_decision(training)
+        return
+    per_sample = list(zip(*(training[name].first(scored) for name in DIMS), strict=True))
+    scores = [detector._bank_scores(list(patches)) for patches in per_sample]
+    assert isinstance(detector.decision, OneClassDecision)
+    detector.decision.fit([scores[i % scored] for i in range(count)])
+
+
+def _generated(samples: int, dtype: torch.dtype) -> dict[Modality, TrainingPatches]:
+    """Patches as the extractor gives them, sample by sample: distinct rows once, empty xyz patches as one."""
+    rng = torch.Generator().manual_seed(0)
+    index = {"rgb": torch.arange(RGB_SIDE**2), "xyz": _xyz_index()}
+    pairs = index["xyz"] * len(index["rgb"]) + index["rgb"][paired_rgb("colocated", RGB_SIDE, XYZ_SIDE)]
+    index["fusion"] = torch.unique(pairs, return_inverse=True)[1]
+    bases = {name: torch.randn(HIDDEN_DIMS, dim, generator=rng) for name, dim in DIMS.items()}
+    centers = 2 * torch.randn(CLUSTERS, HIDDEN_DIMS, generator=rng)
+    collectors = {name: PatchCollector(samples, dtype) for name in DIMS}
+    for _ in range(samples):
+        for name, basis in bases.items():
+            count = int(index[name].max()) + 1
+            hidden = centers[torch.randint(CLUSTERS, (count,), generator=rng)]
+            hidden = hidden + torch.randn(count, HIDDEN_DIMS, generator=rng)
+            rows = hidden @ basis + NOISE * torch.randn(count, DIMS[name], generator=rng)
+            if name == "xyz":
+                rows[-1] = 0
+            collectors[name].add(Patches(rows, index[name], int(len(index[name]) ** 0.5)))
+    return {name: collector.joined() for name, collector in collectors.items()}
+
+
+def _xyz_index() -> torch.Tensor:
+    filled = torch.zeros(XYZ_SIDE, XYZ_SIDE, dtype=torch.bool)
+    filled[FILLED, FILLED] = True
+    occupied = filled.flatten()
+    return torch.where(occupied, occupied.cumsum(0) - 1, int(occupied.sum()))
+
+
+def _row(samples: int, scored: int, dtype: str, seconds: dict[str, float], peak: float) -> dict[str, Any]:
+    held = sum(samples * PATCHES[name] * dim * 4 for name, dim in DIMS.items()) / 1e9
+    plain = held + max(samples * PATCHES[name] * dim * 4 for name, dim in DIMS.items()) / 1e9
+    return {
+        "part": f"peak memory of a fit, --feature_dtype {dtype}",
+        "size": f"{samples} samples ({scored} scored), 3 banks",
+        "plain": f"{plain:.1f} GB",
+        "ours": f"{peak:.1f} GB",
+        "ratio": round(plain / peak, 1),
+        "exactness": ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()),
+        "peak_memory": f"{peak:.2f} GB",
+    }
+
+
+def main() -> None:
+    """Print the rows."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--samples", type=int, default=64, help="training samples (default %(default)s)")
+    parser.add_argument("--scored", type=int, default=4, help="samples scored (default %(default)s)")
+    args = parser.parse_args()
+    for row in run(args.samples, args.scored):
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
