@@ -23,7 +23,8 @@ def map_on_cores(function: Callable[[Item], Result], items: Iterable[Item], at_o
         yield from map(function, items)
         return
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // at_once,))
+    share = max(1, threads // at_once)
+    pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(share,))
     pending: deque[Future[Result]] = deque()
     try:
         for item in items:
