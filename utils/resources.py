@@ -16,6 +16,7 @@ PROC_STATUS = Path("/proc/self/status")
 PROC_CLEAR = Path("/proc/self/clear_refs")
 HASH_BLOCK = 1 << 20  # bytes
 RESET_PEAK = "5"  # proc(5): resets the peak resident set size
+RESET_SLACK_MB = 16  # what may be given back between a reset and a look at its effect
 
 
 class Stopwatch:
@@ -33,13 +34,16 @@ class Stopwatch:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def reset_peak_memory() -> None:
-    """Start a new measurement, where the system allows it (Linux)."""
-    if PROC_CLEAR.exists():
-        try:
-            PROC_CLEAR.write_text(RESET_PEAK)
-        except OSError:
-            return  # not allowed in some containers: the peak is then that of the whole run
+def reset_peak_memory() -> bool:
+    """Start a new measurement, where the system allows it: on Linux, but not in every container.
+
+    Returns whether it did; if not, the peak stays that of the whole process.
+    """
+    try:
+        PROC_CLEAR.write_text(RESET_PEAK)
+        return _status_mb("VmHWM") - _status_mb("VmRSS") < RESET_SLACK_MB  # some containers ignore the write
+    except (OSError, KeyError):
+        return False
 
 
 def peak_memory_mb() -> float | None:
@@ -47,14 +51,20 @@ def peak_memory_mb() -> float | None:
 
     None on Windows.
     """
-    if PROC_STATUS.exists():
-        for line in PROC_STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
+    try:
+        return _status_mb("VmHWM")
+    except (OSError, KeyError):
+        pass  # not Linux, or a container that tells less
     if sys.platform == "win32":
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def _status_mb(field: str) -> float:
+    """A field of proc(5)'s status that is given in kB, in MB. Raises OSError or KeyError where there is none."""
+    fields = dict(line.split(":", 1) for line in PROC_STATUS.read_text().splitlines() if ":" in line)
+    return int(fields[field].split()[0]) * 1024 / 1e6
 
 
 def sha256_of(path: Path) -> str:
