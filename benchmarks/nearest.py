@@ -22,47 +22,58 @@ import torch
 
 from benchmarks.coreset import peak_memory
 from benchmarks.timing import Comparison, compare
-from feature_extractors.nearest import nearest_rows, squared_norms
+from feature_extractors.nearest import BankIndex, nearest_rows
 from tests.plain_nearest import released_nearest
 from utils.structures import Patches
 
 PATCHES, DIM = 3136, 1152
 EMPTY_SHARE = 0.5
+SURFACE_DIM = 6
 
 
 def run(num_rows: int = 76000, repeats: int = 3) -> list[dict[str, Any]]:
-    """One row for features without structure and one for clusters; the plain form's memory stands beside ours."""
-    return [_row(structured, num_rows, repeats) for structured in (False, True)]
+    """One row a kind of features; the plain form's memory stands beside ours."""
+    return [_row(kind, num_rows, repeats) for kind in FEATURES]
 
 
-def _row(structured: bool, num_rows: int, repeats: int) -> dict[str, Any]:
+def _row(kind: str, num_rows: int, repeats: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
-    bank = _features(num_rows, structured, generator)
+    bank = FEATURES[kind](num_rows, generator)
     filled = round(PATCHES * (1 - EMPTY_SHARE))
-    rows = torch.cat([torch.zeros(1, DIM), _features(filled, structured, generator)])
+    rows = torch.cat([torch.zeros(1, DIM), FEATURES[kind](filled, generator)])
     patches = Patches(rows, (torch.arange(PATCHES) - (PATCHES - filled - 1)).clamp(min=0), side=56)
-    squares, dense = squared_norms(bank), patches.dense()
+    index, dense = BankIndex.of(bank), patches.dense()
     plain = partial(released_nearest, dense, bank)
-    ours = partial(_nearest_patches, patches, bank, squares)
+    ours = partial(_nearest_patches, patches, index)
     result = compare(plain, ours, repeats)
-    name = "clusters" if structured else "gaussian"
     size = f"{PATCHES} ({PATCHES - filled} empty) x {num_rows} x {DIM}"
     memory = f"{peak_memory(ours)} (plain {peak_memory(plain)})"
-    return result.row(f"nearest bank row, {name}", size, _exactness(result)) | {"peak_memory": memory}
+    return result.row(f"nearest bank row, {kind}", size, _exactness(result)) | {"peak_memory": memory}
 
 
-def _features(size: int, structured: bool, generator: torch.Generator) -> torch.Tensor:
-    noise = torch.randn(size, DIM, generator=generator)
-    if not structured:
-        return noise
+def _gaussian(size: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(size, DIM, generator=generator)
+
+
+def _clusters(size: int, generator: torch.Generator) -> torch.Tensor:
     centers = torch.randn(200, DIM, generator=torch.Generator().manual_seed(1))
-    return centers[torch.randint(200, (size,), generator=generator)] + 0.2 * noise
+    chosen = torch.randint(200, (size,), generator=generator)
+    return centers[chosen] + 0.2 * _gaussian(size, generator)
 
 
-def _nearest_patches(
-    patches: Patches, bank: torch.Tensor, squares: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    distance, index = nearest_rows(patches.rows, bank, bank_squares=squares)
+def _on_a_surface(size: int, generator: torch.Generator) -> torch.Tensor:
+    """Near a curved surface of few dimensions, as the patches of one kind of part are."""
+    seeds = torch.Generator().manual_seed(1)
+    bend, spread = torch.randn(SURFACE_DIM, 256, generator=seeds), torch.randn(256, DIM, generator=seeds)
+    position = torch.randn(size, SURFACE_DIM, generator=generator)
+    return torch.sin(position @ bend / SURFACE_DIM**0.5) @ spread / 16 + 0.1 * _gaussian(size, generator)
+
+
+FEATURES = {"gaussian": _gaussian, "clusters": _clusters, "on a surface": _on_a_surface}
+
+
+def _nearest_patches(patches: Patches, bank: BankIndex) -> tuple[torch.Tensor, torch.Tensor]:
+    distance, index = nearest_rows(patches.rows, bank)
     return distance[patches.index], index[patches.index]
 
 

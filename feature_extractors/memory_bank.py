@@ -10,7 +10,7 @@ import torch
 
 from feature_extractors.anomaly_map import Blur, anomaly_map
 from feature_extractors.coreset import greedy_coreset, sparse_projection
-from feature_extractors.nearest import nearest_rows, squared_norms
+from feature_extractors.nearest import BankIndex, nearest_rows, neighbours
 from feature_extractors.settings import Settings
 from feature_extractors.training_patches import Standardization, TrainingPatches
 from utils.structures import Modality, Patches, Score
@@ -51,12 +51,12 @@ class MemoryBank:
             )
         self.rows = rows
         self.rule = rule
-        self._squares = squared_norms(rows)
+        self._index = BankIndex.of(rows)
 
     @torch.inference_mode()
     def score(self, patches: Patches) -> Score:
         """Score one sample, whose patches are standardised as the bank's rows are."""
-        distance, nearest = nearest_rows(patches.rows, self.rows, bank_squares=self._squares)
+        distance, nearest = nearest_rows(patches.rows, self._index)
         worst = int(distance.argmax())  # p*, the row of the patch of largest distance
         image_score = self._reweighted(patches.rows[worst], float(distance[worst]), int(nearest[worst]))
         pixel_scores = anomaly_map(
@@ -73,9 +73,7 @@ class MemoryBank:
 
     def _around(self, center: int) -> torch.Tensor:
         """The bank's rows nearest to row `center`, itself first or left out."""
-        squared = self._squares - 2 * (self.rows @ self.rows[center]).float()  # up to a constant
-        squared[center] = -torch.inf
-        around = torch.topk(squared, NEIGHBOURS, largest=False).indices
+        around = neighbours(self._index, center, NEIGHBOURS)
         return around[1:] if self.rule.leave_out_self else around
 
 

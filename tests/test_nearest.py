@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from feature_extractors import nearest
-from feature_extractors.nearest import full_precision, nearest_rows, possible_nearest, squared_norms
+from feature_extractors.nearest import (
+    BankIndex,
+    full_precision,
+    nearest_rows,
+    neighbours,
+    possible_nearest,
+)
 from tests.plain_nearest import exact_nearest, released_nearest
 
 
@@ -15,7 +21,7 @@ def _features(size, dim, seed, offset=0.0):
 @pytest.mark.parametrize("dim", [3, 200])
 def test_nearest_row_is_that_of_float64(dim, offset, distances_at_once):
     query, bank = _features(80, dim, 0, offset), _features(500, dim, 1, offset)
-    distance, index = nearest_rows(query, bank, distances_at_once=distances_at_once)
+    distance, index = nearest_rows(query, BankIndex.of(bank), distances_at_once=distances_at_once)
     expected_distance, expected_index = exact_nearest(query, bank)
     assert torch.equal(index, expected_index)
     torch.testing.assert_close(distance, expected_distance, rtol=2e-7, atol=0)
@@ -26,13 +32,13 @@ def test_pairs_that_float32_products_confuse_are_told_apart():
     bank = (query[:, None] + 1e-3 * _features(50 * 20, 64, 1).view(50, 20, 64)).flatten(0, 1)
     expected = exact_nearest(query, bank)[1]
     assert not torch.equal(released_nearest(query, bank)[1], expected)  # else this tests nothing
-    assert torch.equal(nearest_rows(query, bank)[1], expected)
+    assert torch.equal(nearest_rows(query, BankIndex.of(bank))[1], expected)
 
 
 @pytest.mark.parametrize("distances_at_once", [40, None])
 def test_a_bank_row_is_at_distance_0_from_itself(distances_at_once):
     bank = _features(300, 128, 0, 5.0)
-    distance, index = nearest_rows(bank, bank, distances_at_once=distances_at_once)
+    distance, index = nearest_rows(bank, BankIndex.of(bank), distances_at_once=distances_at_once)
     assert not distance.any()
     assert torch.equal(index, torch.arange(300))
 
@@ -40,22 +46,41 @@ def test_a_bank_row_is_at_distance_0_from_itself(distances_at_once):
 @pytest.mark.parametrize("distances_at_once", [100, None])
 def test_ties_go_to_the_lowest_index(distances_at_once):
     bank = _features(40, 16, 0).repeat(5, 1)
-    index = nearest_rows(bank, bank, distances_at_once=distances_at_once)[1]
+    index = nearest_rows(bank, BankIndex.of(bank), distances_at_once=distances_at_once)[1]
     assert torch.equal(index, torch.arange(40).repeat(5))
 
 
 def test_float16_features_are_measured_as_the_numbers_they_hold():
     query, bank = _features(60, 32, 0).half(), _features(200, 32, 1).half()
-    distance, index = nearest_rows(query, bank, distances_at_once=60 * 64)
-    expected = nearest_rows(query.float(), bank.float())
+    distance, index = nearest_rows(query, BankIndex.of(bank), distances_at_once=60 * 64)
+    expected = nearest_rows(query.float(), BankIndex.of(bank.float()))
     assert torch.equal(distance, expected[0])
     assert torch.equal(index, expected[1])
 
 
-def test_given_squares_change_nothing():
-    query, bank = _features(30, 24, 0), _features(100, 24, 1)
-    given = nearest_rows(query, bank, bank_squares=squared_norms(bank))
-    assert all(map(torch.equal, given, nearest_rows(query, bank)))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_neighbours_of_a_bank_row_are_those_of_float64(dtype, offset):
+    bank = _features(300, 20, 0, offset).repeat(2, 1).to(dtype)
+    bank[7] += 0.02
+    squares = torch.cdist(bank.double(), bank.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    for center in (0, 7, 20, 307, 599):
+        expected = squares[center].index_fill(0, torch.tensor(center), -1).argsort(stable=True)[:4]
+        assert torch.equal(neighbours(BankIndex.of(bank), center, 4), expected)
+
+
+def test_an_offset_costs_no_pairs(monkeypatch):
+    measured = []
+    measure = nearest._exact_squares
+
+    def record(query, row, *others):
+        measured.append(len(row))
+        return measure(query, row, *others)
+
+    monkeypatch.setattr(nearest, "_exact_squares", record)
+    query, bank = _features(50, 64, 0, 300.0), _features(1000, 64, 1, 300.0)
+    nearest_rows(query, BankIndex.of(bank))
+    assert sum(measured) < 2 * len(query)
 
 
 def test_no_more_distances_are_held_than_allowed(monkeypatch):
@@ -67,18 +92,18 @@ def test_no_more_distances_are_held_than_allowed(monkeypatch):
 
     monkeypatch.setattr(nearest, "possible_nearest", record)
     monkeypatch.setitem(nearest.QUERIES_AT_ONCE, "cpu", 50)
-    nearest_rows(_features(120, 8, 0), _features(1000, 8, 1), distances_at_once=2000)
+    nearest_rows(_features(120, 8, 0), BankIndex.of(_features(1000, 8, 1)), distances_at_once=2000)
     assert max(sizes) <= 2000
     assert sum(sizes) == 120 * 1000
 
 
 def test_lower_precision_around_the_call_neither_matters_nor_is_lost():
     query, bank = _features(64, 256, 0, 9.0), _features(400, 256, 1, 9.0)
-    expected = nearest_rows(query, bank)
+    expected = nearest_rows(query, BankIndex.of(bank))
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = nearest_rows(query, bank)
+            found = nearest_rows(query, BankIndex.of(bank))
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -96,7 +121,7 @@ def test_precision_is_restored_after_an_error():
 
 
 def test_no_queries_give_no_distances():
-    distance, index = nearest_rows(torch.empty(0, 4), _features(5, 4, 0))
+    distance, index = nearest_rows(torch.empty(0, 4), BankIndex.of(_features(5, 4, 0)))
     assert distance.shape == index.shape == (0,)
 
 
@@ -111,13 +136,13 @@ def test_no_queries_give_no_distances():
 )
 def test_what_has_no_nearest_row_is_an_error(query, bank, message):
     with pytest.raises(ValueError, match=message):
-        nearest_rows(query, bank)
+        nearest_rows(query, BankIndex.of(bank))
 
 
 @pytest.mark.gpu
 def test_cuda_finds_the_rows_that_the_cpu_finds():
     query, bank = _features(500, 256, 0, 3.0), _features(4000, 256, 1, 3.0)
     distance, index = nearest_rows(query.cuda(), bank.cuda())
-    expected = nearest_rows(query, bank)
+    expected = nearest_rows(query, BankIndex.of(bank))
     assert torch.equal(index.cpu(), expected[1])
     torch.testing.assert_close(distance.cpu(), expected[0], rtol=2e-7, atol=0)
