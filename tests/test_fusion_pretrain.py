@@ -216,3 +216,12 @@ def test_two_processes_make_the_updates_of_one_with_twice_the_batch(features, tm
 def test_the_old_launcher_trains(features, tmp_path):
     _launch("torch.distributed.launch --nproc_per_node=1", features, tmp_path, "--accum_iter 16 --epoch 2")
     assert _checkpoint(tmp_path, 1)["epoch"] == 1
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_what_the_cpu_trains(features, tmp_path):
+    for device in ("cpu", "cuda"):
+        _train(features, tmp_path / device, f"--device {device} --amp none --epochs 2")
+    assert (tmp_path / "cuda" / "checkpoint-1.pth").is_file()
+    losses = [[line["train_loss"] for line in _log(tmp_path / device)] for device in ("cpu", "cuda")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

@@ -142,7 +142,7 @@ def test_what_has_no_nearest_row_is_an_error(query, bank, message):
 @pytest.mark.gpu
 def test_cuda_finds_the_rows_that_the_cpu_finds():
     query, bank = _features(500, 256, 0, 3.0), _features(4000, 256, 1, 3.0)
-    distance, index = nearest_rows(query.cuda(), bank.cuda())
+    distance, index = nearest_rows(query.cuda(), BankIndex.of(bank.cuda()))
     expected = nearest_rows(query, BankIndex.of(bank))
     assert torch.equal(index.cpu(), expected[1])
     torch.testing.assert_close(distance.cpu(), expected[0], rtol=2e-7, atol=0)

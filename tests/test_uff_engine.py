@@ -147,7 +147,6 @@ def test_mixed_precision_is_refused_on_the_cpu():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", ["none", "bf16", "fp16"])
 def test_mixed_precision_on_a_gpu_follows_float32(tmp_path, name):
     batches, losses = _batches(tmp_path, 3), []
