@@ -27,6 +27,7 @@ Interpolation = Literal["exact", "released"]
 NEIGHBORS = 3
 DISTANCE_EPS = 1e-8  # m^2, PointNet++ feature propagation
 MEAN_WINDOW = 3
+POINTS_AT_ONCE = 512  # at least, but for smaller clouds: products of a few rows round otherwise
 
 
 def alignment_operator(
@@ -143,6 +144,13 @@ def _nearest_centers_as_released(points: np.ndarray, centers: np.ndarray) -> tup
     The terms cancel: d^2 is wrong by some 1e-7 m^2, now and then negative, and other centres may seem nearest.
     Some of them tie, and then torch's sort decides, as in the release: a coreset feels the difference.
     """
+    parts = np.array_split(points, max(1, len(points) // POINTS_AT_ONCE))
+    found = [_nearest_of_part_as_released(part, centers) for part in parts]
+    squared_distance, center = zip(*found, strict=True)
+    return np.concatenate(squared_distance), np.concatenate(center)
+
+
+def _nearest_of_part_as_released(points: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     point, center = torch.from_numpy(points), torch.from_numpy(centers)
     product = point @ center.T  # torch's product, whose rounding the released figures have
     point_squares, center_squares = (point**2).sum(dim=1), (center**2).sum(dim=1)

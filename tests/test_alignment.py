@@ -143,3 +143,16 @@ def test_points_and_pixels_of_different_number_are_refused() -> None:
     points = wavy_surface(3)
     with pytest.raises(ValueError, match="3 points but 2 pixel indices"):
         alignment_operator(points, np.array([0, 1]), points, **GRID)
+
+
+def test_released_distances_are_those_of_one_product_over_all_pairs() -> None:
+    points = wavy_surface(2500)
+    centers = points[farthest_points(points, 150)]
+    point, center = torch.from_numpy(points), torch.from_numpy(centers)
+    squared = -2 * (point @ center.T) + (point**2).sum(1)[:, None] + (center**2).sum(1)
+    smallest, index = squared.sort(dim=1)
+    weight = 1 / (smallest[:, :3] + 1e-8)
+    expected = weight / weight.sum(1, keepdim=True)
+    found_weight, found_index = interpolation_weights(points, centers, "released")
+    np.testing.assert_array_equal(found_index, index[:, :3])
+    np.testing.assert_allclose(found_weight, expected, rtol=1e-6)
