@@ -35,6 +35,7 @@ import numpy as np
 import torch
 
 from benchmarks.data import BenchmarkClass, prepare_class
+from benchmarks.predict import compare_with_backbones
 from dataset import list_samples, load_sample
 from feature_extractors.decision import OneClassDecision
 from feature_extractors.extractor import Extractor, Preparation, PreparedSample
@@ -89,12 +90,13 @@ def run(
     num_workers: int = 1,
     dataset_path: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """The stage table, the whole, and its extrapolation to a class of LARGE_CLASS."""
+    """The stage table, the whole, its extrapolation to LARGE_CLASS, and predict beside the bare backbones."""
     with tempfile.TemporaryDirectory() as folder:
         data = prepare_class(Path(folder), dataset_path)
         networks = load_networks(SETTINGS, None, None)
         few = _prepared(data, samples)
         runner = _run_ours(data, networks, train, num_workers)
+        predict = compare_with_backbones(runner, data, samples=12, rounds=2)
         plain, plain_sample = _plain_stages(runner, networks, few)
     ours = Stages(**runner.report.watch.seconds)
     sizes = runner.report.counts["train"], runner.report.counts["test"]
@@ -105,7 +107,7 @@ def run(
     large = _extrapolated(plain, plain_sample, sizes), _extrapolated(ours, _our_sample(runner, few), sizes)
     note = f"both extrapolated from {sizes[0]} + {sizes[1]} samples"
     rows.append(_row("end to end, total", _size(data, LARGE_CLASS), large[0].total, large[1].total, note))
-    return rows
+    return [*rows, predict]
 
 
 def _prepared(data: BenchmarkClass, count: int) -> list[PreparedSample]:

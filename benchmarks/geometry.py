@@ -10,7 +10,7 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.timing import compare
-from feature_extractors.alignment import align, alignment_operator
+from feature_extractors.alignment import Interpolation, align, alignment_operator
 from models.point_ops import farthest_points, group_points
 from tests.plain_alignment import plain_patches
 from tests.plain_point_ops import plain_farthest_points, plain_neighbors, wavy_surface
@@ -36,7 +36,7 @@ def run(
     return [
         _sampling_row(points, num_group, repeats),
         _grouping_row(points, num_group, group_size, repeats),
-        _alignment_row(points, points[center_index], repeats),
+        *(_alignment_row(points, points[center_index], name, repeats) for name in get_args(Interpolation)),
     ]
 
 
@@ -65,16 +65,23 @@ def _grouping_row(points: np.ndarray, num_group: int, group_size: int, repeats: 
     return result.row("groups (sampling + kNN)", f"{num_group} x {group_size} of {len(points)}", exactness)
 
 
-def _alignment_row(points: np.ndarray, centers: np.ndarray, repeats: int) -> dict[str, Any]:
+def _alignment_row(
+    points: np.ndarray, centers: np.ndarray, interpolation: Interpolation, repeats: int
+) -> dict[str, Any]:
     pixel_index = np.arange(len(points)) + (IMAGE_SIZE**2 - len(points)) // 2
     tokens = torch.randn(len(centers), CHANNELS, generator=torch.Generator().manual_seed(0))
-    place = partial(alignment_operator, points, pixel_index, centers, image_size=IMAGE_SIZE, side=SIDE)
+    place = partial(
+        alignment_operator, points, pixel_index, centers, image_size=IMAGE_SIZE, side=SIDE,
+        interpolation=interpolation,
+    )  # fmt: skip
     plain = partial(plain_patches, points, pixel_index, centers, image_size=IMAGE_SIZE, side=SIDE)
     result = compare(lambda: plain(tokens=tokens), lambda: align(place(), tokens).dense(), repeats)
     exact = plain(tokens=tokens.double())
     errors = [float((patches - exact).abs().max()) for patches in (result.ours, result.plain)]
     size = f"{len(points)} points, {len(centers)} x {CHANNELS} -> {SIDE**2}"
-    return result.row("PFA", size, f"error {errors[0]:.0e}, plain {errors[1]:.0e}")
+    return result.row(
+        f"PFA, {interpolation} distances", size, f"error {errors[0]:.0e}, plain {errors[1]:.0e}"
+    )
 
 
 def main() -> None:

@@ -4,8 +4,8 @@ python benchmarks/run_all.py                         # all
 python benchmarks/run_all.py geometry memory         # some; the others' rows in the file are lost
 
 Sizes are chosen so that all of it ends within 15 minutes on two cores. With M3DM_REAL_DATA (a folder with mvtec3d/
-and eyecandies/ as downloaded) real samples are used, else generated ones. Exit status 1 when a benchmark failed;
-the table has the rows of the others.
+and eyecandies/ as downloaded) real samples are used, else generated ones. A benchmark whose library is not there
+(Open3D) is left out; exit status 1 when one failed. The table has the rows of the others.
 """
 
 from __future__ import annotations
@@ -56,7 +56,6 @@ BENCHMARKS = (
     Benchmark("eyecandies"),
     Benchmark("uff_loss"),
     Benchmark("uff_pairing"),
-    Benchmark("predict"),
     Benchmark("precision"),
     Benchmark("memory"),
     Benchmark("end_to_end"),
@@ -78,36 +77,43 @@ def main() -> int:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(known)}")
     chosen = [benchmark for benchmark in BENCHMARKS if benchmark.name in (args.names or known)]
     if args.worker:
-        args.worker.write_text(json.dumps(_rows_of(chosen[0])), encoding="utf-8")
+        args.worker.write_text(json.dumps(_outcome(chosen[0])), encoding="utf-8")
         return 0
     return _run_all(chosen, args.results)
 
 
-def _rows_of(benchmark: Benchmark) -> list[dict[str, Any]]:
-    return importlib.import_module(f"benchmarks.{benchmark.name}").run(**benchmark.options)
+def _outcome(benchmark: Benchmark) -> dict[str, Any]:
+    """The benchmark's rows, or why it is left out."""
+    module = importlib.import_module(f"benchmarks.{benchmark.name}")
+    try:
+        return {"rows": module.run(**benchmark.options), "left_out": None}
+    except ImportError as error:
+        return {"rows": [], "left_out": str(error)}
 
 
 def _run_all(chosen: list[Benchmark], results: Path) -> int:
-    begin, rows, failures = time.perf_counter(), [], []
+    begin, rows, left_out, failures = time.perf_counter(), [], [], []
     for benchmark in chosen:
         start = time.perf_counter()
         try:
-            found = _in_own_process(benchmark)
+            outcome = _in_own_process(benchmark)
         except (subprocess.SubprocessError, OSError) as error:
             failures.append(f"{benchmark.name}: {error}")
             print(f"FAILED {failures[-1]}", file=sys.stderr, flush=True)
             continue
-        rows += found
+        rows += outcome["rows"]
+        if outcome["left_out"]:
+            left_out.append(f"{benchmark.name}: {outcome['left_out']}")
         print(f"{benchmark.name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     table = markdown_table(rows)
     print(table)
     minutes = (time.perf_counter() - begin) / 60
-    write_text(results, _report(table, chosen, failures, minutes))
+    write_text(results, _report(table, chosen, {"Failed": failures, "Left out": left_out}, minutes))
     return 1 if failures else 0
 
 
-def _in_own_process(benchmark: Benchmark) -> list[dict[str, Any]]:
-    """The rows of a benchmark. Raises CalledProcessError, or TimeoutExpired after TIME_LIMIT_S."""
+def _in_own_process(benchmark: Benchmark) -> dict[str, Any]:
+    """The outcome of a benchmark. Raises CalledProcessError, or TimeoutExpired after TIME_LIMIT_S."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "rows.json"
         command = [sys.executable, str(Path(__file__).resolve()), benchmark.name, "--worker", str(target)]
@@ -125,7 +131,7 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
 
 
-def _report(table: str, chosen: list[Benchmark], failures: list[str], minutes: float) -> str:
+def _report(table: str, chosen: list[Benchmark], missing: dict[str, list[str]], minutes: float) -> str:
     data = "real samples" if os.environ.get("M3DM_REAL_DATA") else "generated samples"
     commands = [f"- `python benchmarks/{b.name}.py`{_described(b.options)}" for b in chosen]
     parts = [
@@ -135,7 +141,11 @@ def _report(table: str, chosen: list[Benchmark], failures: list[str], minutes: f
         "\n".join(f"- {name}: {value}" for name, value in machine().items()),
         f"All together took {minutes:.1f} minutes, on {data}. Each ran in a process of its own:",
         "\n".join(commands),
-        *(["Failed:", "\n".join(f"- {failure}" for failure in failures)] if failures else []),
+        *(
+            f"{title}:\n\n" + "\n".join(f"- {line}" for line in lines)
+            for title, lines in missing.items()
+            if lines
+        ),
         table,
     ]
     return "\n\n".join(parts) + "\n"

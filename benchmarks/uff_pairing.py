@@ -73,9 +73,10 @@ def run(options: Options | None = None) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         root = options.dataset_path or _write_demo(work / "demo")
-        train, test = _extract(root, settings, options)
+        networks = load_networks(settings, options.checkpoint_dir, None)
+        train, test = _extract(root, Extractor(settings, networks, choose_device(options.device)), options)
         features = work / "patch_lib"
-        _save_features(features, train, settings, options)
+        _save_features(features, train, settings, networks.sources, options)
         blocks = _blocks(work, features, options)
         rows = [_disk_row(features, len(train)), _retrieval_row(blocks, features, options)]
     for method in METHODS:
@@ -92,10 +93,9 @@ def _write_demo(folder: Path) -> Path:
     return folder
 
 
-def _extract(root: Path, settings: Settings, options: Options) -> tuple[Extracted, Extracted]:
-    """Samples of both splits with their xyz and rgb patches, on the CPU or GPU."""
-    networks = load_networks(settings, options.checkpoint_dir, None)
-    extractor = Extractor(settings, networks, choose_device(options.device))
+def _extract(root: Path, extractor: Extractor, options: Options) -> tuple[Extracted, Extracted]:
+    """Samples of both splits with their xyz and rgb patches, on the extractor's device."""
+    settings = extractor.settings
 
     def split(name: str) -> Iterator[tuple[Sample, dict[Modality, Patches]]]:
         files = list_samples(root, options.class_name, name)
@@ -107,8 +107,10 @@ def _extract(root: Path, settings: Settings, options: Options) -> tuple[Extracte
     return list(split("train")), list(split("test"))
 
 
-def _save_features(folder: Path, train: Extracted, settings: Settings, options: Options) -> None:
-    store = open_store(folder, settings, random_weights=options.checkpoint_dir is None)
+def _save_features(
+    folder: Path, train: Extracted, settings: Settings, sources: dict[str, str], options: Options
+) -> None:
+    store = open_store(folder, settings, sources)
     for i, (_, patches) in enumerate(train):
         store.save(options.class_name, i, patches)
     store.finish_class(options.class_name, len(train))
