@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,9 +22,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as main.py does, before t
 
 import torch
 
-from benchmarks.timing import Comparison, compare
+from benchmarks.timing import Comparison, compare, timed
 from feature_extractors.coreset import CoresetDtype, greedy_coreset
 from tests.plain_coreset import confirmed_steps, plain_greedy_coreset, torch_norm
+from utils.resources import peak_memory_mb, reset_peak_memory
 
 DIM = 334  # of the projection of 765k rows
 SHARE = 0.1  # --f_coreset
@@ -65,19 +65,12 @@ def part_like(size: int) -> torch.Tensor:
 
 
 def peak_memory(function: Callable[[], Any]) -> str | None:
-    """Memory that the function adds at its peak; None where the system (Linux) does not tell."""
-    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    if not os.access(reset, os.W_OK):
+    """Memory that the function adds at its peak; None where the system does not tell."""
+    if not reset_peak_memory():
         return None
-    reset.write_text("5")  # the peak starts anew
-    before = _kilobytes(status, "VmRSS")
+    before = peak_memory_mb() or 0.0
     function()
-    return f"{max(0, _kilobytes(status, 'VmHWM') - before) / 1e6:.2f} GB"
-
-
-def _kilobytes(status: Path, field: str) -> int:
-    line = next(line for line in status.read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1])
+    return f"{((peak_memory_mb() or 0.0) - before) / 1000:.2f} GB"
 
 
 def _compared(
@@ -105,17 +98,11 @@ def _extrapolated(
     rows, n = make(size), int(SHARE * size)
     plain = partial(plain_greedy_coreset, rows, dtype=dtype, norm=torch_norm)
     steps = min(n, PLAIN_STEPS + 1)
-    once, more = _seconds(partial(plain, 1)), _seconds(partial(plain, steps))
+    once, more = timed(partial(plain, 1))[0], timed(partial(plain, steps))[0]
     result = compare(lambda: None, partial(greedy_coreset, rows, n, dtype=dtype), repeats)
     step = (more - once) / (steps - 1)
     result = Comparison(once + step * (n - 1), result.ours_seconds, None, result.ours)
     return _row(result, make, rows, n, dtype, f"plain extrapolated from {steps - 1} of {n - 1} choices")
-
-
-def _seconds(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def _row(

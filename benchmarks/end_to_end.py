@@ -18,8 +18,6 @@ import argparse
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +34,7 @@ import torch
 
 from benchmarks.data import BenchmarkClass, prepare_class
 from benchmarks.predict import compare_with_backbones
+from benchmarks.timing import time_row, timed
 from dataset import list_samples, load_sample
 from feature_extractors.decision import OneClassDecision
 from feature_extractors.extractor import Extractor, Preparation, PreparedSample
@@ -101,12 +100,18 @@ def run(
     ours = Stages(**runner.report.watch.seconds)
     sizes = runner.report.counts["train"], runner.report.counts["test"]
     rows = [
-        _row(f"end to end, {name}", _size(data, sizes), getattr(plain, name), getattr(ours, name))
+        time_row(
+            f"end to end, {name}",
+            _size(data, sizes),
+            getattr(plain, name),
+            getattr(ours, name),
+            "plain added up",
+        )
         for name in (*vars(ours), "total")
     ]
     large = _extrapolated(plain, plain_sample, sizes), _extrapolated(ours, _our_sample(runner, few), sizes)
     note = f"both extrapolated from {sizes[0]} + {sizes[1]} samples"
-    rows.append(_row("end to end, total", _size(data, LARGE_CLASS), large[0].total, large[1].total, note))
+    rows.append(time_row("end to end, total", _size(data, LARGE_CLASS), large[0].total, large[1].total, note))
     return [*rows, predict]
 
 
@@ -129,15 +134,15 @@ def _plain_stages(runner: M3DM, networks: Networks, few: list[PreparedSample]) -
     plain = plain_networks(networks)
     features, scores, maps = [], [], []
     for prepared in few:
-        seconds, patches = _seconds(partial(plain_features, plain, prepared.sample))
+        seconds, patches = timed(partial(plain_features, plain, prepared.sample))
         features.append(seconds)
-        seconds, found = _seconds(partial(_plain_scores, runner, patches))
+        seconds, found = timed(partial(_plain_scores, runner, patches))
         scores.append(seconds)
         maps.append([Score(*score) for score in found])
     sample = PerSample(median(features), median(scores))
     repeated = [maps[i % len(maps)] for i in range(train)]
-    svm = _seconds(partial(_fit_svm, repeated))[0]
-    decide = _seconds(partial(runner.detector.decision.decide, maps[0]))[0]
+    svm = timed(partial(_fit_svm, repeated))[0]
+    decide = timed(partial(runner.detector.decision.decide, maps[0]))[0]
     return Stages(
         extract_train=2 * train * sample.features,  # once for the banks, once for the decision
         fit_banks=_plain_banks(train),
@@ -169,10 +174,10 @@ def _plain_banks(train: int) -> float:
     for name, dim in (("xyz", 1152), ("rgb", 768), ("fusion", 1920)):
         count = PATCHES[name] * train
         part = rng.standard_normal((count // PROJECTED_SHARE, dim), dtype=np.float32)
-        total += PROJECTED_SHARE * _seconds(partial(plain_projection, part))[0]
+        total += PROJECTED_SHARE * timed(partial(plain_projection, part))[0]
         projected = torch.from_numpy(rng.standard_normal((count, PROJECTED_DIM), dtype=np.float32))
-        once = _seconds(partial(plain_coreset_choices, projected, 1))[0]
-        more = _seconds(partial(plain_coreset_choices, projected, 1 + CHOICES))[0]
+        once = timed(partial(plain_coreset_choices, projected, 1))[0]
+        more = timed(partial(plain_coreset_choices, projected, 1 + CHOICES))[0]
         choices = left if name == "xyz" else int(SETTINGS.f_coreset * left)
         total += once + (more - once) / CHOICES * (choices - 1)
     return total
@@ -183,7 +188,7 @@ def _plain_metrics(test: int) -> float:
     maps = rng.standard_normal((test, 224, 224), dtype=np.float32)
     masks = np.zeros(maps.shape, dtype=bool)
     masks[: max(1, test * 4 // 5), 90:120, 90:120] = True
-    return _seconds(partial(plain_pixel_metrics, masks, maps))[0]
+    return timed(partial(plain_pixel_metrics, masks, maps))[0]
 
 
 def _our_sample(runner: M3DM, few: list[PreparedSample]) -> PerSample:
@@ -191,7 +196,7 @@ def _our_sample(runner: M3DM, few: list[PreparedSample]) -> PerSample:
     scores = []
     for prepared in few:
         patches = runner.extractor.extract([prepared])[0]
-        scores.append(_seconds(partial(runner.detector.predict, patches))[0])
+        scores.append(timed(partial(runner.detector.predict, patches))[0])
     whole = runner.report.watch.seconds["predict"] / runner.report.counts["test"]
     return PerSample(whole - median(scores), median(scores))
 
@@ -209,26 +214,8 @@ def _extrapolated(stages: Stages, sample: PerSample, sizes: tuple[int, int]) -> 
     )
 
 
-def _seconds(function: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = function()
-    return time.perf_counter() - start, result
-
-
 def _size(data: BenchmarkClass, sizes: tuple[int, int]) -> str:
     return f"{sizes[0]} + {sizes[1]} {data.kind}"
-
-
-def _row(part: str, size: str, plain: float, ours: float, note: str = "plain added up") -> dict[str, Any]:
-    return {
-        "part": part,
-        "size": size,
-        "plain": f"{plain:.1f} s",
-        "ours": f"{ours:.1f} s",
-        "ratio": round(plain / ours, 1),
-        "exactness": note,
-        "peak_memory": None,
-    }
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from PIL import Image
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from benchmarks.timing import time_row, timed
 from tests.plain_eyecandies import plain_object_cloud
 from utils.eyecandies import object_cloud, read_depth, read_pose, unproject
 from utils.preprocess_eyecandies import Source, convert, find_sources
@@ -45,14 +45,14 @@ def run(
         if not sources:
             raise SystemExit(f"--data {root}: no <class>/train/data/<number>_depth.png there")
         loaded = [_load(source) for source in sources]
-        plain_s, plain = zip(*(_timed(partial(plain_object_cloud, *s)) for s in loaded), strict=True)
-        ours_s, ours = zip(*(_timed(partial(object_cloud, *s), repeats) for s in loaded), strict=True)
-        written_s = [_timed(partial(convert, s, Path(folder) / "target"), repeats)[0] for s in sources]
+        plain_s, plain = zip(*(_repeated(partial(plain_object_cloud, *s)) for s in loaded), strict=True)
+        ours_s, ours = zip(*(_repeated(partial(object_cloud, *s), repeats) for s in loaded), strict=True)
+        written_s = [_repeated(partial(convert, s, Path(folder) / "target"), repeats)[0] for s in sources]
     loops, arrays, whole = median(plain_s), median(ours_s), median(written_s)
     size = f"{len(sources)} samples of {loaded[0][0].shape}"
     return [
-        _row("eyecandies: points and crop", size, loops, arrays, _exactness(plain, ours)),
-        _row(
+        time_row("eyecandies: points and crop", size, loops, arrays, _exactness(plain, ours)),
+        time_row(
             "eyecandies: a sample from file to file",
             size,
             loops - arrays + whole,
@@ -86,12 +86,11 @@ def _load(source: Source) -> tuple[np.ndarray, np.ndarray]:
     return depth, read_pose(source.file("pose.txt"))
 
 
-def _timed(function: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:
+def _repeated(function: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:
     seconds = []
     for _ in range(repeats):
-        start = time.perf_counter()
-        result = function()
-        seconds.append(time.perf_counter() - start)
+        duration, result = timed(function)
+        seconds.append(duration)
     return median(seconds), result
 
 
@@ -100,18 +99,6 @@ def _exactness(plain: tuple[np.ndarray, ...], ours: tuple[np.ndarray, ...]) -> s
     same = all(np.array_equal(a.any(axis=2), b.any(axis=2)) for a, b in zip(plain, ours, strict=True))
     error = max(float(np.abs(a - b).max()) for a, b in zip(plain, ours, strict=True))
     return f"kept pixels ({kept:.1%}) {'equal' if same else 'DIFFER'}, points within {error:.0e} m (float32)"
-
-
-def _row(part: str, size: str, plain: float, ours: float, exactness: str) -> dict[str, Any]:
-    return {
-        "part": part,
-        "size": size,
-        "plain": f"{plain:.3f} s",
-        "ours": f"{ours:.4f} s",
-        "ratio": round(plain / ours, 1),
-        "exactness": exactness,
-        "peak_memory": None,
-    }
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as main.py does, before t
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
+from benchmarks.timing import table_row
 from feature_extractors.decision import OneClassDecision
 from feature_extractors.detector import Detector
 from feature_extractors.feature_store import paired_rgb
@@ -119,15 +120,15 @@ def _xyz_index() -> torch.Tensor:
 def _row(samples: int, scored: int, dtype: str, seconds: dict[str, float], peak: float) -> dict[str, Any]:
     held = sum(samples * PATCHES[name] * dim * 4 for name, dim in DIMS.items()) / 1e9
     plain = held + max(samples * PATCHES[name] * dim * 4 for name, dim in DIMS.items()) / 1e9
-    return {
-        "part": f"peak memory of a fit, --feature_dtype {dtype}",
-        "size": f"{samples} samples ({scored} scored), 3 banks",
-        "plain": f"{plain:.1f} GB",
-        "ours": f"{peak:.1f} GB",
-        "ratio": round(plain / peak, 1),
-        "exactness": ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()),
-        "peak_memory": f"{peak:.2f} GB",
-    }
+    return table_row(
+        f"peak memory of a fit, --feature_dtype {dtype}",
+        f"{samples} samples ({scored} scored), 3 banks",
+        plain=f"{plain:.1f} GB",
+        ours=f"{peak:.1f} GB",
+        ratio=round(plain / peak, 1),
+        exactness=", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()),
+        peak_memory=f"{peak:.2f} GB",
+    )
 
 
 def main() -> None:

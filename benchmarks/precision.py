@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as main.py does, before t
 import numpy as np
 
 from benchmarks.data import BenchmarkClass, prepare_class
-from benchmarks.timing import compare
+from benchmarks.timing import compare, table_row
 from dataset import list_samples, load_sample
 from feature_extractors.extractor import Extractor, Preparation
 from feature_extractors.networks import Networks, load_networks
@@ -105,12 +105,16 @@ def _shift_row(size: str, plain: TestScores, ours: TestScores) -> dict[str, Any]
     pixel = float(np.abs(ours.maps - plain.maps).mean() / plain.maps.std())
     ranks = bool((np.argsort(plain.scores) == np.argsort(ours.scores)).all())
     text = f"image scores within {image:.2f} of their spread, {'same' if ranks else 'other'} ranks; "
-    return _row("shift of scores, bf16", size, None, None, text + f"maps on average {pixel:.3f} of theirs")
+    text += f"maps on average {pixel:.3f} of theirs"
+    return table_row("shift of scores, bf16", size, exactness=text)
 
 
 def _metric_rows(size: str, plain: TestScores, ours: TestScores) -> list[dict[str, Any]]:
     pairs = zip(_metrics(plain).items(), _metrics(ours).values(), strict=True)
-    return [_row(f"{name}, bf16", size, a, b, f"shift {b - a:+.4f}") for (name, a), b in pairs]
+    return [
+        table_row(f"{name}, bf16", size, plain=f"{a:.4f}", ours=f"{b:.4f}", exactness=f"shift {b - a:+.4f}")
+        for (name, a), b in pairs
+    ]
 
 
 def _metrics(scores: TestScores) -> dict[str, float]:
@@ -121,19 +125,6 @@ def _metrics(scores: TestScores) -> dict[str, float]:
         "AU-PRO": pixels.au_pro,
     }
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _row(part: str, size: str, plain: float | None, ours: float | None, note: str) -> dict[str, Any]:
-    texts = [None if value is None else f"{value:.4f}" for value in (plain, ours)]
-    return {
-        "part": part,
-        "size": size,
-        "plain": texts[0],
-        "ours": texts[1],
-        "ratio": None,
-        "exactness": note,
-        "peak_memory": None,
-    }
 
 
 def main() -> None:

@@ -13,8 +13,6 @@ import argparse
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as main.py does, before t
 import torch
 
 from benchmarks.data import BenchmarkClass, prepare_class
+from benchmarks.timing import time_row, timed
 from dataset import list_samples, load_sample
 from feature_extractors.extractor import Extractor, Preparation, PreparedSample
 from feature_extractors.networks import load_networks
@@ -64,11 +63,13 @@ def compare_with_backbones(runner: M3DM, data: BenchmarkClass, samples: int, rou
     prepared = [prepare(load_sample(file, size)) for file in files[:BARE_SAMPLES]]
     bare, ours = [], []
     for _ in range(rounds):
-        bare.append(_seconds(lambda: [_bare_forwards(runner.extractor, one) for one in prepared]))
-        ours.append(_seconds(lambda: runner._predict(files, "predict")))
+        bare.append(timed(lambda: [_bare_forwards(runner.extractor, one) for one in prepared])[0])
+        ours.append(timed(lambda: runner._predict(files, "predict"))[0])
     banks = "/".join(str(len(bank.rows)) for bank in runner.detector.banks_.values())
     description = f"{data.kind}, banks of {banks} rows, {runner.extractor.device}"
-    return _row(description, median(bare) / len(prepared), median(ours) / samples)
+    seconds = median(bare) / len(prepared), median(ours) / samples
+    note = f"{seconds[1] / seconds[0]:.2f} x the backbones' time"
+    return time_row("predict a sample, plain = bare backbones", description, *seconds, note)
 
 
 @torch.inference_mode()
@@ -84,24 +85,6 @@ def _bare_forwards(extractor: Extractor, prepared: PreparedSample) -> None:
     extractor.xyz(groups, centers)
     if extractor.device.type == "cuda":
         torch.cuda.synchronize()
-
-
-def _seconds(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def _row(size: str, bare: float, ours: float) -> dict[str, Any]:
-    return {
-        "part": "predict a sample, plain = bare backbones",
-        "size": size,
-        "plain": f"{1000 * bare:.0f} ms",
-        "ours": f"{1000 * ours:.0f} ms",
-        "ratio": round(bare / ours, 2),
-        "exactness": f"{ours / bare:.2f} x the backbones' time",
-        "peak_memory": None,
-    }
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from sklearn.cluster import DBSCAN
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from benchmarks.timing import time_row, timed
 from tests.plain_preprocessing import OPEN3D, make_scene, plain_dbscan, plain_plane, plain_preprocess_sample
 from utils.clustering import dbscan
 from utils.image_files import encode_png, encode_xyz, read_rgb, read_xyz, write_png, write_xyz
@@ -74,13 +75,13 @@ def _dbscan_row(
     size = f"{int(np.median([len(points) for points in clouds]))} points"
     times, results = _compare(plain, dbscan, [(points, EPS_M, MIN_POINTS) for points in clouds])
     equal = all(np.array_equal(a, b) for a, b in results)
-    return _row(f"DBSCAN, {whose}'s", size, times, "equal labels" if equal else "LABELS DIFFER")
+    return time_row(f"DBSCAN, {whose}'s", size, *times, "equal labels" if equal else "LABELS DIFFER")
 
 
 def _plane_row(scenes: list[Any]) -> dict[str, Any]:
     times, results = _compare(plain_plane, _our_plane, [(cloud,) for cloud, _ in scenes])
     worst = max(float(np.abs(_upright(a) - _upright(b)).max()) for a, b in results)
-    return _row("background plane, Open3D's", "border strips", times, f"coefficients within {worst:.0e}")
+    return time_row("background plane, Open3D's", "border strips", *times, f"coefficients within {worst:.0e}")
 
 
 def _sample_row(scenes: list[Any]) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def _sample_row(scenes: list[Any]) -> dict[str, Any]:
         worst = min(worst, np.count_nonzero(plain_kept & kept) / np.count_nonzero(plain_kept | kept))
         same_colors &= np.array_equal(plain_image[plain_kept == kept], image[plain_kept == kept])
     exactness = f"IoU of kept pixels >= {worst:.5f}, rgb {'equal' if same_colors else 'DIFFERS'}"
-    return _row("preprocessing a sample, Open3D's functions", _size(scenes), times, exactness)
+    return time_row("preprocessing a sample, Open3D's functions", _size(scenes), *times, exactness)
 
 
 def _data_set_row(root: Path, folder: Path, num_workers: int) -> dict[str, Any]:
@@ -117,7 +118,7 @@ def _data_set_row(root: Path, folder: Path, num_workers: int) -> dict[str, Any]:
     )
     part = f"preprocessing a data set, serial Open3D against {num_workers} processes"
     size = f"{len(names)} samples, files read and written"
-    return _row(part, size, times, f"{equal} of {len(names)} samples equal")
+    return time_row(part, size, *times, f"{equal} of {len(names)} samples equal")
 
 
 def _compare(
@@ -129,24 +130,11 @@ def _compare(
     for case in cases:
         pair = []
         for function, taken in zip((plain, ours), seconds, strict=True):
-            start = time.perf_counter()
-            pair.append(function(*case))
-            taken.append(time.perf_counter() - start)
+            duration, result = timed(partial(function, *case))
+            taken.append(duration)
+            pair.append(result)
         results.append((pair[0], pair[1]))
     return (statistics.median(seconds[0]), statistics.median(seconds[1])), results
-
-
-def _row(part: str, size: str, times: tuple[float, float], exactness: str) -> dict[str, Any]:
-    plain, ours = times
-    return {
-        "part": part,
-        "size": size,
-        "plain": f"{plain * 1e3:.0f} ms",
-        "ours": f"{ours * 1e3:.1f} ms",
-        "ratio": round(plain / ours, 1),
-        "exactness": exactness,
-        "peak_memory": None,
-    }
 
 
 def _our_plane(cloud: np.ndarray) -> np.ndarray:

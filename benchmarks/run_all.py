@@ -28,11 +28,11 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from benchmarks.timing import COLUMNS
 from utils.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results.md"
-COLUMNS = ("part", "size", "plain", "ours", "ratio", "exactness", "peak_memory")
 PACKAGES = ("torch", "numpy", "numba", "scipy", "scikit-learn", "timm")
 TIME_LIMIT_S = 600  # of one benchmark
 

@@ -1,4 +1,4 @@
-"""Timing a plain and a fast form against each other, and the row of the table that comes of it."""
+"""Timing a plain and a fast form against each other, and the rows of the table that come of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
+
+COLUMNS = ("part", "size", "plain", "ours", "ratio", "exactness", "peak_memory")
 
 
 @dataclass(frozen=True)
@@ -20,15 +22,7 @@ class Comparison:
 
     def row(self, part: str, size: str, exactness: str) -> dict[str, Any]:
         """The comparison as a row of the benchmark table."""
-        return {
-            "part": part,
-            "size": size,
-            "plain": _readable(self.plain_seconds),
-            "ours": _readable(self.ours_seconds),
-            "ratio": round(self.plain_seconds / self.ours_seconds, 1),
-            "exactness": exactness,
-            "peak_memory": None,
-        }
+        return time_row(part, size, self.plain_seconds, self.ours_seconds, exactness)
 
 
 def compare(plain: Callable[[], Any], ours: Callable[[], Any], repeats: int) -> Comparison:
@@ -36,17 +30,29 @@ def compare(plain: Callable[[], Any], ours: Callable[[], Any], repeats: int) -> 
     ours()
     plain_runs, ours_runs = [], []
     for _ in range(repeats):
-        seconds, plain_result = _timed(plain)
+        seconds, plain_result = timed(plain)
         plain_runs.append(seconds)
-        seconds, ours_result = _timed(ours)
+        seconds, ours_result = timed(ours)
         ours_runs.append(seconds)
     return Comparison(median(plain_runs), median(ours_runs), plain_result, ours_result)
 
 
-def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
+def timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of one run, and what it returned."""
     start = time.perf_counter()
     result = function()
     return time.perf_counter() - start, result
+
+
+def table_row(part: str, size: str, **cells: Any) -> dict[str, Any]:
+    """A row of the table; columns without a cell are empty."""
+    return dict.fromkeys(COLUMNS) | {"part": part, "size": size} | cells
+
+
+def time_row(part: str, size: str, plain: float, ours: float, exactness: str) -> dict[str, Any]:
+    """A row of two times in seconds."""
+    times = {"plain": _readable(plain), "ours": _readable(ours), "ratio": round(plain / ours, 1)}
+    return table_row(part, size, **times, exactness=exactness)
 
 
 def _readable(seconds: float) -> str:

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 import fusion_pretrain
+from benchmarks.timing import table_row
 from dataset import BadSample, SampleDataset, list_samples
 from feature_extractors.detector import Detector
 from feature_extractors.extractor import Extractor, Preparation, fuse_patches
@@ -46,7 +47,6 @@ from utils.structures import Modality, Patches, Sample
 METHODS = ("Fusion", "DINO+Point_MAE+Fusion")
 PAIRINGS = ("scrambled", "colocated")
 DEMO = DemoSettings(train=6, validation=0, test_per_kind=1)
-OPTIONAL = ("plain", "ours", "ratio", "exactness", "peak_memory")
 Extracted = list[tuple[Sample, dict[Modality, Patches]]]
 
 
@@ -84,7 +84,7 @@ def run(options: Options | None = None) -> list[dict[str, Any]]:
         rows += _metric_rows(method, {name: _metrics(changed, b, train, test) for name, b in blocks.items()})
     data = "demo data" if options.dataset_path is None else "given data"
     size = f"{options.class_name} ({data}), {len(train)} train, {len(test)} test, {options.max_steps} steps"
-    return [{"part": None, "size": size, **dict.fromkeys(OPTIONAL), **row} for row in rows]
+    return [table_row(size=size, **row) for row in rows]
 
 
 def _write_demo(folder: Path) -> Path:
