@@ -9,6 +9,7 @@ from pathlib import Path
 
 from feature_extractors.methods import METHODS, XYZ_DIMS, default_xyz_backbone
 from feature_extractors.settings import PROTOCOLS, Lambdas, Quirks, Settings, quirk_values
+from utils.flags import HelpFormatter, finite_float, natural, positive, positive_float, seed
 
 DESCRIPTION = "Fit and evaluate M3DM, class by class, and write the result tables."
 RGB_BACKBONES = (
@@ -20,12 +21,11 @@ RGB_BACKBONES = (
 DEFAULT_FUSION_CHECKPOINT = "checkpoints/checkpoint-0.pth"
 IMAGE_SIZE_STEP = 8  # pixels; a ViT patch
 MOST_WORKERS = 4  # one or two already keep up with the networks
-LARGEST_SEED = 2**32 - 1  # of numpy.random.RandomState
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "main.py", usage="%(prog)s [flags]", description=DESCRIPTION, formatter_class=_HelpFormatter
+        "main.py", usage="%(prog)s [flags]", description=DESCRIPTION, formatter_class=HelpFormatter
     )
     add = parser.add_argument_group("what to run").add_argument
     add(
@@ -43,8 +43,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--dataset_type", default="mvtec3d", choices=["mvtec3d", "eyecandies"], help="whose class names")
     add("--dataset_path", default="datasets/mvtec3d", type=Path, help="the preprocessed data set")
     add("--class_name", nargs="+", metavar="NAME", help="classes to run (default: those that are there)")
-    add("--max_sample", default=400, type=_positive, help="training samples a class at most")
-    add("--img_size", default=224, type=_positive, help="side of the network's input, a multiple of 8 pixels")
+    add("--max_sample", default=400, type=positive, help="training samples a class at most")
+    add("--img_size", default=224, type=positive, help="side of the network's input, a multiple of 8 pixels")
 
     add = parser.add_argument_group("backbones and weights").add_argument
     add("--rgb_backbone_name", default=RGB_BACKBONES[0], choices=RGB_BACKBONES, help="the image network")
@@ -60,29 +60,31 @@ def get_args_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="initialise by --seed: tries the pipeline, knows nothing",
     )
-    add("--group_size", default=128, type=_positive, help="points of a group")
-    add("--num_group", default=1024, type=_positive, help="groups of a cloud")
+    add("--group_size", default=128, type=positive, help="points of a group")
+    add("--num_group", default=1024, type=positive, help="groups of a cloud")
 
     add = parser.add_argument_group("memory banks and decision").add_argument
-    add("--f_coreset", default=0.1, type=_positive_float, help="share of the rows a bank keeps; 1 keeps all")
-    add("--coreset_eps", default=0.9, type=_positive_float, help="error of the random projection, below 1")
+    add("--f_coreset", default=0.1, type=positive_float, help="share of the rows a bank keeps; 1 keeps all")
+    add("--coreset_eps", default=0.9, type=positive_float, help="error of the random projection, below 1")
     add("--coreset_dtype", choices=["float16", "float32"], help="arithmetic of the greedy k-centre")
     add(
         "--random_state",
-        type=_random_state,
+        type=seed,
         help="of the random projections; default as the release: one per class",
     )
-    add("--asy_memory_bank", type=_positive, help="only so many samples feed the xyz and fusion banks")
+    add("--asy_memory_bank", type=positive, help="only so many samples feed the xyz and fusion banks")
     add(
         "--rm_zero_for_project",
         action="store_true",
         help="drop rows with zeros before the coreset (Point_MAE)",
     )
-    add("--ocsvm_nu", default=0.5, type=_positive_float, help="nu of the one-class SVMs")
-    add("--ocsvm_maxiter", default=1000, type=_positive, help="passes of the one-class SVMs at most")
+    add("--ocsvm_nu", default=0.5, type=positive_float, help="nu of the one-class SVMs")
+    add("--ocsvm_maxiter", default=1000, type=positive, help="passes of the one-class SVMs at most")
     for bank, default in Lambdas().score.items():
-        add(f"--{bank}_s_lambda", default=default, type=float, help=f"factor of the {bank} image score")
-        add(f"--{bank}_smap_lambda", default=default, type=float, help=f"factor of the {bank} map")
+        add(
+            f"--{bank}_s_lambda", default=default, type=finite_float, help=f"factor of the {bank} image score"
+        )
+        add(f"--{bank}_smap_lambda", default=default, type=finite_float, help=f"factor of the {bank} map")
     add("--protocol", default="ours", choices=list(PROTOCOLS), help="preset of the quirks (README, 'Quirks')")
     add("--quirk", nargs="+", default=[], metavar="NAME=VALUE", help=f"single quirks: {_quirk_help()}")
 
@@ -95,13 +97,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     add(
         "--num_workers",
         default=min(MOST_WORKERS, (os.cpu_count() or 2) // 2),
-        type=_natural,
+        type=natural,
         help="loader processes",
     )
     add(
         "--batch_size",
         default=1,
-        type=_positive,
+        type=positive,
         help="samples a forward pass; the results do not depend on it",
     )
     add(
@@ -110,7 +112,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="of training features (default: float32 in memory, float16 on disk)",
     )
     add("--precision", default="float32", choices=["float32", "bf16"], help="arithmetic of the backbones")
-    add("--seed", default=0, type=int, help="of everything else that is random")
+    add("--seed", default=0, type=seed, help="of everything else that is random")
     return parser
 
 
@@ -184,40 +186,3 @@ def _quirks_from_args(args: argparse.Namespace) -> Quirks:
 
 def _quirk_help() -> str:
     return ", ".join(f"{name}={'|'.join(values)}" for name, values in quirk_values().items())
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
-    return value
-
-
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative; 0 loads in the main process")
-    return value
-
-
-def _random_state(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= LARGEST_SEED:
-        raise argparse.ArgumentTypeError(f"{text} is not within 0..{LARGEST_SEED}")
-    return value
-
-
-def _positive_float(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a default where there is one to show."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, argparse.SUPPRESS) or action.default == []:
-            return action.help
-        return super()._get_help_string(action)

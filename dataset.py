@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from utils.eyecandies import EYECANDIES_CLASSES
-from utils.image_files import SampleFileError, read_mask, read_rgb, read_xyz
+from utils.image_files import SampleFileError, foreign_images, read_mask, read_rgb, read_xyz
 from utils.structures import Sample
 
 CLASSES = {
@@ -26,6 +26,7 @@ CLASSES = {
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 GOOD = "good"
+FARTHEST_M = 1e4  # what a sensor of parts can't have measured; float32 squares of more overflow at 1e19
 Prepared = TypeVar("Prepared")
 
 
@@ -98,7 +99,8 @@ def list_samples(root: Path, class_name: str, split: str) -> list[SampleFiles]:
 def load_sample(files: SampleFiles, image_size: int) -> Sample:
     """Read one sample at `image_size` pixels a side.
 
-    A point exists where all three coordinates are non-zero; non-finite ones count as not measured.
+    A point exists where all three coordinates are non-zero; those that are not finite, or farther than
+    FARTHEST_M, count as not measured.
     Raises SampleFileError naming the file that can't be used.
     """
     rgb, xyz = read_rgb(files.rgb), read_xyz(files.xyz)
@@ -109,12 +111,12 @@ def load_sample(files: SampleFiles, image_size: int) -> Sample:
             "the two must show the same pixels",
         )
     remarks = []
-    finite = np.isfinite(xyz).all(axis=2)
-    if not finite.all():
+    measured = (np.abs(xyz) < FARTHEST_M).all(axis=2)  # False for NaN
+    if not measured.all():
         remarks.append(
-            f"{np.count_nonzero(~finite)} pixels with NaN or infinite points count as not measured"
+            f"{np.count_nonzero(~measured)} pixels with NaN, infinite or absurdly far points count as not measured"
         )
-        xyz = np.where(finite[..., None], xyz, np.float32(0))
+        xyz = np.where(measured[..., None], xyz, np.float32(0))
     points, pixel_index = existing_points(resize_nearest(xyz, image_size))
     return Sample(
         image=normalised_image(rgb, image_size),
@@ -214,7 +216,13 @@ def _masks(folder: Path) -> dict[str, Path]:
 def _by_stem(folder: Path, suffix: str) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
-    return {p.stem: p for p in folder.iterdir() if p.suffix == suffix and not p.name.startswith(".")}
+    visible = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    foreign = foreign_images(folder, suffix)
+    if foreign:
+        raise DatasetError(
+            f"{foreign[0]}: images here must end in {suffix}; rename or convert it, or move it away"
+        )
+    return {p.stem: p for p in visible if p.suffix == suffix}
 
 
 def _check_pairs(folder: Path, files: dict[str, dict[str, Path]]) -> None:

@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils.flags import HelpFormatter, natural, natural_float, positive, positive_float, seed
+from utils.reporting import check_writable
+
 if TYPE_CHECKING:
     import torch
     from torch.utils.data import DataLoader
@@ -25,29 +28,34 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "fusion_pretrain.py",
         description=__doc__,
-        formatter_class=_HelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument_group("training").add_argument
-    add("--batch_size", default=64, type=_positive, help="samples a process and batch")
-    add("--epochs", default=3, type=_positive, help="passes over the samples")
+    add("--batch_size", default=64, type=positive, help="samples a process and batch")
+    add("--epochs", default=3, type=positive, help="passes over the samples")
     add(
         "--max_steps",
-        type=_positive,
+        type=positive,
         help="optimiser steps in all, instead of --epochs; the schedule fits them",
     )
-    add("--accum_iter", default=1, type=_positive, help="batches whose gradients make one optimiser step")
+    add("--accum_iter", default=1, type=positive, help="batches whose gradients make one optimiser step")
     add("--amp", choices=["none", "bf16", "fp16"], help="mixed precision on CUDA (default there: bf16)")
-    add("--seed", default=0, type=int, help="of the first weights, the order and the held-out samples")
+    add("--seed", default=0, type=seed, help="of the first weights, the order and the held-out samples")
     add("--resume", default="", help="checkpoint to go on from")
-    add("--start_epoch", default=0, type=int, help="first epoch, unless --resume says it")
+    add("--start_epoch", default=0, type=natural, help="first epoch, unless --resume says it")
 
     add = parser.add_argument_group("optimiser").add_argument
-    add("--lr", type=float, help="learning rate (default: blr * effective batch / 256)")
-    add("--blr", default=2e-3, type=float, help="learning rate of an effective batch of 256")
-    add("--min_lr", default=0.0, type=float, help="learning rate at the end of the cosine")
-    add("--warmup_epochs", default=1.0, type=float, help="epochs in which the learning rate rises from 0")
-    add("--warmup_steps", type=int, help="optimiser steps in which it rises, instead of --warmup_epochs")
-    add("--weight_decay", default=0.01, type=float, help="of AdamW, on all parameters")
+    add("--lr", type=positive_float, help="learning rate (default: blr * effective batch / 256)")
+    add("--blr", default=2e-3, type=positive_float, help="learning rate of an effective batch of 256")
+    add("--min_lr", default=0.0, type=natural_float, help="learning rate at the end of the cosine")
+    add(
+        "--warmup_epochs",
+        default=1.0,
+        type=natural_float,
+        help="epochs in which the learning rate rises from 0",
+    )
+    add("--warmup_steps", type=natural, help="optimiser steps in which it rises, instead of --warmup_epochs")
+    add("--weight_decay", default=0.01, type=natural_float, help="of AdamW, on all parameters")
     add("--no_decay_bias_norm", action="store_true", help="no weight decay on biases and norms")
 
     add = parser.add_argument_group("data").add_argument
@@ -58,10 +66,13 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="rgb patch beside an xyz patch (default: as indexed)",
     )
     add(
-        "--holdout", default=0.1, type=float, help="share of the samples that is kept for the retrieval score"
+        "--holdout",
+        default=0.1,
+        type=natural_float,
+        help="share of the samples that is kept for the retrieval score",
     )
     add("--input_size", default=224, type=int, help="accepted as in the release; the features decide")
-    add("--num_workers", default=10, type=int, help="loader processes, at most one a batch")
+    add("--num_workers", default=10, type=natural, help="loader processes, at most one a batch")
     add("--pin_mem", action="store_true", default=True, help="pin the loaders' memory on CUDA")
     add("--no_pin_mem", action="store_false", dest="pin_mem", help="do not")
 
@@ -70,14 +81,14 @@ def get_args_parser() -> argparse.ArgumentParser:
     add(
         "--save_every",
         default=1,
-        type=_positive,
+        type=positive,
         help="epochs between checkpoints of 190 MB; the last always is",
     )
     add("--log_dir", default="./output_dir", help="where TensorBoard's files go")
 
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", help="auto, cpu or cuda; each process takes the GPU of its local rank")
-    add("--world_size", default=1, type=int, help="processes, where the launcher does not say")
+    add("--world_size", default=1, type=positive, help="processes, where the launcher does not say")
     add("--local_rank", "--local-rank", default=-1, type=int, help="set by the launcher")
     add("--dist_on_itp", action="store_true", help="read Open MPI's variables, as ITP sets them")
     add("--dist_url", default="env://", help="where the processes meet")
@@ -112,6 +123,9 @@ def train(args: argparse.Namespace, world: World, device: torch.device) -> None:
     from models.uff_engine import evaluate_retrieval, resume, save_checkpoint, train_one_epoch
     from utils.training_log import TrainingLog, peak_mb, reset_peak
 
+    if world.is_main:
+        check_writable(Path(args.output_dir), "--output_dir")
+        check_writable(Path(args.log_dir), "--log_dir")
     loader, held_out, meta = load_data(args, world, device)
     plan = plan_training(args, len(loader), world.size)
     state = initial_state(args, meta, device)
@@ -216,22 +230,6 @@ def announce(
         print("warning: no sample is held out, so there is no retrieval score")
     if plan.warning() is not None:
         print(f"warning: {plan.warning()}")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
-    return value
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a default where there is one to show."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, "", False, argparse.SUPPRESS):
-            return action.help
-        return super()._get_help_string(action)
 
 
 if __name__ == "__main__":

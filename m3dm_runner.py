@@ -39,6 +39,8 @@ Result = TypeVar("Result")
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 STORED_DTYPE: Literal["float16"] = "float16"  # of features on disk, unless --feature_dtype says otherwise
 FEATURE_QUIRKS = ("batchnorm", "drop_path", "interpolation")  # those that change the features
+FEATURE_SETTINGS = ("num_group", "group_size", "precision")
+SHOWN_REASONS = 3  # of left-out samples, in an error
 PICTURE_RANGE = (0.5, 99.9)  # percentiles of a class's map values that get the first and the last colour
 
 
@@ -158,7 +160,7 @@ class M3DM:
             count += 1
         if count == 0:
             raise DatasetError(
-                f"{self.data.root / class_name}: no training sample can be used; see above why"
+                f"{self.data.root / class_name}: no training sample can be used; {self._reasons()}"
             )
         if self.store is not None:
             self.store.finish_class(class_name, count)
@@ -178,7 +180,7 @@ class M3DM:
             maps.append(score.map)
             masks.append(sample.mask)
         if not kept:
-            raise DatasetError(f"{files[0].rgb.parents[2]}: no test sample can be used; see above why")
+            raise DatasetError(f"{files[0].rgb.parents[2]}: no test sample can be used; {self._reasons()}")
         return TestScores(kept, np.array(scores), np.stack(maps), np.stack(masks))
 
     def _process(
@@ -192,7 +194,10 @@ class M3DM:
         def work(batch: list[PreparedSample | BadSample]) -> list[BadSample | tuple[PreparedSample, Result]]:
             usable = [item for item in batch if isinstance(item, PreparedSample)]
             patches = iter(self.extractor.extract(usable) if usable else [])
-            return [item if isinstance(item, BadSample) else (item, finish(next(patches))) for item in batch]
+            return [
+                item if isinstance(item, BadSample) else _finished(item, next(patches), finish)
+                for item in batch
+            ]
 
         with tqdm(total=len(files), desc=title, unit="sample", disable=None) as bar:
             for results in map_on_cores(work, self._loader(files), self.extractor.batches_at_once):
@@ -215,6 +220,11 @@ class M3DM:
             collate_fn=list,
         )
 
+    def _reasons(self) -> str:
+        """Why samples were left out, the first few."""
+        reasons = [f"{sample['path']}: {sample['reason']}" for sample in self.report.skipped]
+        return "; ".join(reasons[:SHOWN_REASONS]) + (" ..." if len(reasons) > SHOWN_REASONS else "")
+
     def _skip(self, bad: BadSample) -> None:
         self.report.skipped.append({"path": bad.path, "reason": bad.reason})
         tqdm.write(f"left out {bad.path}: {bad.reason}")
@@ -223,6 +233,18 @@ class M3DM:
         for remark in prepared.remarks:
             self.report.remarks.append({"path": prepared.sample.path, "remark": remark})
             tqdm.write(f"{prepared.sample.path}: {remark}")
+
+
+def _finished(
+    prepared: PreparedSample,
+    patches: dict[Modality, Patches],
+    finish: Callable[[dict[Modality, Patches]], Result],
+) -> BadSample | tuple[PreparedSample, Result]:
+    """The sample with `finish` of its patches, unless those are not finite."""
+    ruined = [name for name, found in patches.items() if not torch.isfinite(found.rows).all()]
+    if ruined:
+        return BadSample(prepared.sample.path, f"its {' and '.join(ruined)} features are not finite")
+    return prepared, finish(patches)
 
 
 def open_store(folder: Path, settings: Settings, sources: dict[str, str]) -> FeatureStoreWriter:
@@ -243,6 +265,7 @@ def open_store(folder: Path, settings: Settings, sources: dict[str, str]) -> Fea
         random_weights=any(sources[name].startswith(RANDOM) for name in ("rgb", "xyz")),
         protocol={
             **{name: getattr(quirks, name) for name in FEATURE_QUIRKS},
+            **{name: str(getattr(settings, name)) for name in FEATURE_SETTINGS},
             **{f"{name}_weights": sources[name] for name in ("rgb", "xyz")},
         },
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from arguments import DEFAULT_FUSION_CHECKPOINT, find_contradiction, get_args_parser, settings_from_args
 from feature_extractors.settings import Settings
+from utils.files import alone_with
 from utils.reporting import (
     append_tables,
     check_writable,
@@ -23,6 +24,7 @@ from utils.reporting import (
 )
 
 if TYPE_CHECKING:
+    from feature_extractors.feature_store import FeatureStoreWriter
     from m3dm_runner import M3DM
 
 # Threads that wait must not spin: torch's and the loaders' share the cores. Read when torch is imported.
@@ -50,6 +52,13 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"main.py: error: {error}", file=sys.stderr)
         return 1
+    except MemoryError as error:
+        print(
+            f"main.py: error: out of memory ({error}); use a smaller --img_size, --batch_size or --max_sample, or "
+            "--feature_dtype float16",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("main.py: interrupted; the same command goes on with the class that was cut", file=sys.stderr)
         return INTERRUPTED
@@ -57,16 +66,24 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Evaluate the classes; each class's results are on disk as soon as it is done."""
+    classes = _check_data(args)
+    check_writable(args.results_dir, "--results_dir")
+    if args.save_feature:
+        check_writable(args.save_feature_path, "--save_feature_path")
+    with alone_with(
+        args.results_dir / ".running",
+        f"--results_dir {args.results_dir}: another run is writing there; use another",
+    ):
+        return _run_classes(args, settings, classes)
+
+
+def _run_classes(args: argparse.Namespace, settings: Settings, classes: list[str]) -> int:
     # torch takes seconds to import: --help and wrong flags have answered by now
     from feature_extractors.extractor import Extractor
     from feature_extractors.networks import load_networks
     from m3dm_runner import M3DM, DataSource, open_store
     from utils.devices import choose_device
 
-    classes = _check_data(args)
-    check_writable(args.results_dir, "--results_dir")
-    if args.save_feature:
-        check_writable(args.save_feature_path, "--save_feature_path")
     device = choose_device(args.device)
     if args.random_weights:
         print(
@@ -82,11 +99,21 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     record = open_record(args.results_dir, header, classes)
     data = DataSource(args.dataset_path, args.num_workers, args.batch_size)
     for name in classes:
-        if name in record["classes"]:
+        if name in record["classes"] and _has_its_files(name, args, store):
             print(f"{name}: done by the run that was cut, kept")
             continue
         _evaluate_class(name, M3DM(settings, extractor, data, store), args, record)
     return _finish(args, classes, record)
+
+
+def _has_its_files(name: str, args: argparse.Namespace, store: FeatureStoreWriter | None) -> bool:
+    """Whether what a done class has left on disk is there still."""
+    pictures = args.results_dir / "pred_maps" / name
+    return (
+        (args.results_dir / "scores" / f"{name}.csv").is_file()
+        and (not args.save_preds or pictures.is_dir())
+        and (store is None or store.has_class(name))
+    )
 
 
 def _evaluate_class(name: str, runner: M3DM, args: argparse.Namespace, record: dict[str, Any]) -> None:
@@ -95,13 +122,14 @@ def _evaluate_class(name: str, runner: M3DM, args: argparse.Namespace, record: d
 
     try:
         scores = runner.fit(name).evaluate(name)
+        write_scores(args.results_dir, name, scores.rows())
         if args.save_preds:
             save_predictions(args.results_dir / "pred_maps", name, scores)
     except ValueError as error:
+        record["classes"].pop(name, None)
         record["failed_classes"][name] = str(error)
         print(f"{name}: failed: {error}", file=sys.stderr)
     else:
-        write_scores(args.results_dir, name, scores.rows())
         record["classes"][name] = runner.report.as_dict()
         print(class_summary(name, record["classes"][name]))
     write_results(args.results_dir, record)

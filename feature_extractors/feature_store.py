@@ -124,6 +124,10 @@ class FeatureStoreWriter:
         classes = read_index(self.folder)[1]
         self._write_index(classes | {class_name: count})
 
+    def has_class(self, class_name: str) -> bool:
+        """Whether all samples of a class are there."""
+        return class_name in read_index(self.folder)[1]
+
     @property
     def _index_path(self) -> Path:
         return self.folder / INDEX_NAME
@@ -176,11 +180,25 @@ def read_index(folder: str | Path) -> tuple[StoreMeta, dict[str, int]]:
         if index.pop("format") != FORMAT_NAME:
             raise ValueError("another format")
         classes = index.pop("classes")
-        return StoreMeta(**index), classes
+        meta = StoreMeta(**index)
+        _check_index(meta, classes)
+        return meta, classes
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path}: is no index of {FORMAT_NAME} ({error}); delete the folder and run main.py --save_feature again"
         ) from error
+
+
+def _check_index(meta: StoreMeta, classes: Any) -> None:
+    """Raises ValueError for what no writer has written."""
+    if not isinstance(classes, dict) or not all(type(n) is int and n >= 0 for n in classes.values()):
+        raise ValueError(f"classes are {classes}, not names with their counts")
+    numbers = (meta.rgb_dim, meta.xyz_dim, meta.rgb_side, meta.xyz_side)
+    if not all(type(n) is int and n > 0 for n in numbers):
+        raise ValueError(f"dims and sides are {numbers}")
+    if meta.pairing not in get_args(Pairing):
+        raise ValueError(f"pairing is {meta.pairing!r}")
+    paired_rgb(meta.pairing, meta.rgb_side, meta.xyz_side)
 
 
 def read_sample(path: str | Path, meta: StoreMeta) -> StoredSample:
@@ -196,7 +214,13 @@ def read_sample(path: str | Path, meta: StoreMeta) -> StoredSample:
             f"{path}: rgb {tuple(sample.rgb.shape)} and xyz {tuple(sample.xyz.shape)} are not the {rgb_shape} and "
             f"(..., {xyz_dim}) of {INDEX_NAME}; features of different backbones are mixed, save them anew"
         )
-    return sample._replace(xyz_row=sample.xyz_row.long())
+    if not (sample.rgb.is_floating_point() and sample.xyz.is_floating_point()):
+        raise damaged(path, f"features of type {sample.rgb.dtype} and {sample.xyz.dtype}")
+    row = sample.xyz_row
+    bounded = torch.cat([row.new_tensor([-1]), row, row.new_tensor([meta.xyz_side**2])])
+    if row.is_floating_point() or not (bounded.diff() > 0).all():
+        raise damaged(path, f"xyz_row does not ascend within 0..{meta.xyz_side**2 - 1}")
+    return sample._replace(xyz_row=row.long())
 
 
 def damaged(path: str | Path, reason: object) -> ValueError:

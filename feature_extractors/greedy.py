@@ -27,6 +27,7 @@ from feature_extractors.nearest import FLOAT32_ROUNDOFF, full_precision, possibl
 CANDIDATES = 2048
 CENTERS_AT_ONCE = {"cpu": 512, "cuda": 8192}  # columns of the product: 4 MB and 64 MB with all candidates
 EARLY_EXIT = 64  # dimensions summed between two looks at the limit
+LEAST_BOUND = np.float32(1e-30)  # squares of smaller differences may be 0 in float32
 # A difference rounded to float16 is off by 2**-11 of itself, a square by 2**-10, two of them are compared;
 # float32 only rounds the sum.
 SLACK = {True: 2.0**-9 + 2.0**-12, False: 2.0**-20}
@@ -179,7 +180,8 @@ def _measure_active(rows, active, center, distance, skip, half):  # type: ignore
     buffer = np.empty(rows.shape[1], np.float32)
     for position in active:
         limit = distance[position]
-        if not _is_beyond(rows[position], rows[center], limit * limit * skip):
+        bound = limit * limit * skip
+        if bound < LEAST_BOUND or not _is_beyond(rows[position], rows[center], bound):
             distance[position] = min(limit, _distance(rows[position], rows[center], buffer, half))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numba import njit
 
-from feature_extractors.nearest_filter import FLOAT32_ROUNDOFF, BankFilter, make_filter
+from feature_extractors.nearest_filter import FLOAT32_ROUNDOFF, SMALLEST, BankFilter, make_filter
 
 DISTANCES_AT_ONCE = {"cpu": 2**21, "cuda": 2**28}  # entries of the (Q, n) matrix: 8 MB, 1 GB
 ALIGNED_ROWS = 64  # products with odd numbers of columns take MKL up to 1.4 times as long
@@ -112,8 +112,8 @@ def possible_nearest(
     """
     shifted = torch.addmm(center_squares, query, centers.T, alpha=-2)  # squared distance - query_squares
     # |sum of D rounded products - exact| <= D u |x||c|; twice that covers the two norms as well. What was taken
-    # off adds u (|x| + |c|) to the distance.
-    error = 2 * (query.shape[1] + 16) * FLOAT32_ROUNDOFF * (query_squares + center_squares.max())
+    # off adds u (|x| + |c|) to the distance, and below the smallest normal number nothing is certain.
+    error = 2 * (query.shape[1] + 16) * (FLOAT32_ROUNDOFF * (query_squares + center_squares.max()) + SMALLEST)
     smallest = shifted.amin(1)
     limit = torch.minimum(smallest + query_squares + error, squared_limit)
     limit = limit * (1 + slack) + error - query_squares
@@ -196,7 +196,7 @@ def _squares_to(bank: BankIndex, row: torch.Tensor, index: torch.Tensor) -> torc
 
 def _not_below(squares: torch.Tensor) -> torch.Tensor:
     """float64 in float32: rounded, but never down."""
-    return squares.float() * (1 + 4 * FLOAT32_ROUNDOFF)
+    return squares.float() * (1 + 4 * FLOAT32_ROUNDOFF) + SMALLEST
 
 
 def _exact_squares(

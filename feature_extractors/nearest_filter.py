@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 FLOAT32_ROUNDOFF = 2.0**-24
+SMALLEST = 2.0**-126  # normal float32; smaller products are inexact or 0
 DIRECTIONS = 127  # with the rest's length 128 coordinates; below 2 pairs a patch are left on real features
 MIN_EXPLAINED = 0.5  # share of a bank's variance in its directions; 0.2 in rows of noise
 MIN_ROWS = 1024  # products with fewer rows cost less than the filter
@@ -41,7 +42,8 @@ class BankFilter:
         shifted = torch.addmm(self.squares[part], bounded, self.rows[part].T, alpha=-2)
         squares = bounded.square().sum(1)
         # the sums' rounding as in `possible_nearest`, and that of the coordinates, at most 10 units each
-        error = 2 * (bounded.shape[1] + 32) * FLOAT32_ROUNDOFF * (squares + self.squares.max())
+        unit = FLOAT32_ROUNDOFF * (squares + self.squares.max()) + SMALLEST
+        error = 2 * (bounded.shape[1] + 32) * unit
         return shifted, error - squares
 
 

@@ -171,19 +171,56 @@ class GlobalBatches(Sampler[list[int]]):
             yield np.array_split(batch, self._world_size)[self._rank].tolist()
 
 
+class _ErrorsAsItems(Dataset["PatchPairs | ValueError"]):
+    """A file's error in place of its pairs: raised in a worker, it would come wrapped in a traceback."""
+
+    def __init__(self, pairs: PairsDataset) -> None:
+        self._pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, i: int) -> PatchPairs | ValueError:
+        try:
+            return self._pairs[i]
+        except ValueError as error:
+            return error
+
+
+class PairsLoader(DataLoader[PatchPairs]):
+    """Batches of pairs; raises the ValueError of a file that can't be used, as the dataset does."""
+
+    def __iter__(self) -> Iterator[PatchPairs]:
+        for batch in super().__iter__():
+            if isinstance(batch, ValueError):
+                raise batch
+            yield batch
+
+
 def make_loader(
     dataset: PairsDataset, batches: GlobalBatches, meta: StoreMeta, *, num_workers: int, pin_memory: bool
-) -> DataLoader[PatchPairs]:
+) -> PairsLoader:
     """A loader of `batches`; no more workers than there are batches."""
     workers = min(num_workers, len(batches))
-    return DataLoader(
-        dataset,
+    return PairsLoader(
+        _ErrorsAsItems(dataset),
         batch_sampler=batches,
-        collate_fn=partial(collate, xyz_dim=meta.xyz_dim, rgb_dim=meta.rgb_dim),
+        collate_fn=partial(_collate_or_fail, xyz_dim=meta.xyz_dim, rgb_dim=meta.rgb_dim),
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
     )
+
+
+def _collate_or_fail(
+    items: Sequence[PatchPairs | ValueError], xyz_dim: int, rgb_dim: int
+) -> PatchPairs | ValueError:
+    samples = []
+    for item in items:
+        if isinstance(item, ValueError):
+            return item
+        samples.append(item)
+    return collate(samples, xyz_dim, rgb_dim)
 
 
 def collate(samples: Sequence[PatchPairs], xyz_dim: int, rgb_dim: int) -> PatchPairs:
@@ -209,4 +246,8 @@ def split_files(files: Sequence[Path], held_out_share: float, seed: int) -> tupl
     count = max(1, round(held_out_share * len(files))) if enough else 0
     held_out = set(np.random.default_rng(seed).permutation(len(files))[:count].tolist())
     training = [file for i, file in enumerate(files) if i not in held_out]
+    if not training:
+        raise ValueError(
+            f"--holdout {held_out_share}: leaves none of the {len(files)} samples to train on; use a smaller share"
+        )
     return training, [files[i] for i in sorted(held_out)]

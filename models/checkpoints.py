@@ -55,19 +55,21 @@ def read_numpy_shapes(path: Path, remedy: str) -> dict[str, tuple[int, ...]]:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name].shape for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path}: not a readable .npz file ({error}); {remedy}") from error
+        raise CheckpointError(f"{path}: not a readable .npz file; {remedy}") from error
 
 
-def entry(content: Any, key: str, path: Path, remedy: str) -> Any:
-    """`content[key]` of a nested checkpoint."""
+def entry(content: Any, key: str, path: Path, remedy: str, kind: type = object) -> Any:
+    """`content[key]` of a nested checkpoint, which is to be of this kind."""
     if not isinstance(content, Mapping) or key not in content:
         raise CheckpointError(f"{path}: has no entry '{key}'; {remedy}")
+    if not isinstance(content[key], kind):
+        raise CheckpointError(f"{path}: its entry '{key}' is a {type(content[key]).__name__}; {remedy}")
     return content[key]
 
 
 def subset(state: Mapping[str, Any], prefix: str, ignore: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The entries under `prefix`, with it and a leading "module." removed, but for those that start so."""
-    plain = {key.removeprefix("module."): value for key, value in state.items()}
+    """The entries under `prefix`, with it and a leading "module." removed, but for those in `ignore`."""
+    plain = {str(key).removeprefix("module."): value for key, value in state.items()}
     inner = {key.removeprefix(prefix): value for key, value in plain.items() if key.startswith(prefix)}
     return {key: value for key, value in inner.items() if not key.startswith(ignore)} if ignore else inner
 
@@ -89,7 +91,7 @@ def check_shapes(
 
 
 def load_complete(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path, remedy: str) -> None:
-    """Load `state` into `module`: each of the module's keys, and no other."""
+    """Load `state` into `module`: each of the module's keys, no other, and finite numbers only."""
     not_tensors = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
     if not_tensors:
         raise CheckpointError(f"{path}: no tensor under {_some(not_tensors)}; {remedy}")
@@ -98,12 +100,17 @@ def load_complete(module: nn.Module, state: Mapping[str, torch.Tensor], path: Pa
     unknown = [key for key in state if key not in expected]
     if unknown:
         raise CheckpointError(f"{path}: {len(unknown)} unknown keys: {_some(unknown)}; {remedy}")
+    ruined = [key for key, value in state.items() if not torch.isfinite(value).all()]
+    if ruined:
+        raise CheckpointError(f"{path}: NaN or infinite numbers under {_some(ruined)}; {remedy}")
     module.load_state_dict(dict(state))
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):  # torch's text offers to run the file's code
         return "it is damaged, or holds code"
+    if isinstance(error, KeyError):  # a byte that is no instruction
+        return "it is of another kind"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 

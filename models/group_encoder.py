@@ -148,7 +148,7 @@ def _joint_statistics(
 
 def _batchnorm_affine(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and offset, float64, that `norm` applies to a channel with these statistics."""
-    scale = norm.weight.double() / (variance.double() + norm.eps).sqrt()
+    scale = norm.weight.double() / (variance.double().clamp(min=0) + norm.eps).sqrt()
     return scale, norm.bias.double() - scale * mean.double()
 
 

@@ -36,7 +36,7 @@ def load_point_transformer(
     """
     weights = POINT_WEIGHTS[name]
     path, remedy = weights.download.path_in(checkpoint_dir), weights.download.remedy()
-    state = entry(read_torch_file(path, remedy), "base_model", path, remedy)
+    state = entry(read_torch_file(path, remedy), "base_model", path, remedy, dict)
     model = build_point_transformer(name, batchnorm=batchnorm, drop_path=drop_path)
     load_complete(model, subset(state, weights.prefix, weights.ignore), path, remedy)
     return _frozen(model)

@@ -95,7 +95,7 @@ def load_fusion_block(path: str | Path, *, xyz_dim: int, rgb_dim: int) -> Fusion
     no UFF checkpoint, lacks a key, or was trained for backbones of other feature sizes.
     """
     path = Path(path)
-    state = read_uff_checkpoint(path)["model"]
+    state = read_uff_checkpoint(path, REMEDY)["model"]
     inputs = {"xyz_norm.weight": (xyz_dim,), "rgb_norm.weight": (rgb_dim,)}
     check_shapes(_shapes(state), inputs, path, BACKBONE_REMEDY)
     block = FusionBlock(xyz_dim, rgb_dim, *_inner_sizes(state, path, xyz_dim))
@@ -103,13 +103,13 @@ def load_fusion_block(path: str | Path, *, xyz_dim: int, rgb_dim: int) -> Fusion
     return _frozen(block)
 
 
-def read_uff_checkpoint(path: Path) -> dict[str, Any]:
+def read_uff_checkpoint(path: Path, remedy: str) -> dict[str, Any]:
     """The dict model, optimizer, epoch, scaler, args of a checkpoint; keys of `model` without "module.".
 
     Raises CheckpointError when the file is missing or has no such layout.
     """
-    checkpoint = read_torch_file(path, REMEDY)
-    state = entry(checkpoint, "model", path, REMEDY)
+    checkpoint = read_torch_file(path, remedy)
+    state = entry(checkpoint, "model", path, remedy, dict)
     return {**checkpoint, "model": subset(state, "")}
 
 

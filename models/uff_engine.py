@@ -17,11 +17,12 @@ from utils.distributed import gather_rows, sum_gradients, sum_over_ranks
 from utils.files import atomic_path
 
 ADAM_BETAS = (0.9, 0.95)  # those of MAE, which the released trainer descends from
+LARGEST_LR = 1
 FEW_STEPS = 100  # the paper's best blocks had made some hundreds of optimiser steps
 RESUME_REMEDY = "--resume wants a checkpoint of this training: the same backbones and optimiser flags"
 NOT_FINITE_REMEDY = (
-    "the last checkpoint is from before that: resume from it with a lower --lr, or save the features of "
-    "these samples anew"
+    "use a lower --lr (with --resume, from a checkpoint of an earlier epoch), or save the features of these "
+    "samples anew"
 )
 
 
@@ -80,11 +81,20 @@ class Plan:
     def epochs(self) -> int:
         return math.ceil(self.steps / self.steps_per_epoch)
 
+    @property
+    def warmup_steps(self) -> int:
+        return math.ceil(self.schedule.warmup_epochs * self.steps_per_epoch)
+
     def warning(self) -> str | None:
         """What to say when so few steps are made that the block can hardly learn."""
+        if self.steps >= FEW_STEPS and self.warmup_steps >= self.steps:
+            return (
+                f"all {self.steps} optimiser steps lie in the warm-up of {self.warmup_steps}; lower --warmup_steps "
+                "or --warmup_epochs"
+            )
         if self.steps >= FEW_STEPS:
             return None
-        warmup = min(self.steps, math.ceil(self.schedule.warmup_epochs * self.steps_per_epoch))
+        warmup = min(self.steps, self.warmup_steps)
         return (
             f"only {self.steps} optimiser steps ({self.steps_per_epoch} an epoch with --accum_iter "
             f"{self.accum_iter}), {warmup} of them in the warm-up, where the paper made hundreds; try "
@@ -103,7 +113,12 @@ def make_plan(
     warmup_epochs: float,
     warmup_steps: int | None,
 ) -> Plan:
-    """The plan for epochs of `num_batches`; steps, where given, decide instead of epochs."""
+    """The plan for epochs of `num_batches`; steps, where given, decide instead of epochs.
+
+    Raises ValueError for a learning rate above 1, at which AdamW's first step ruins the weights.
+    """
+    if lr > LARGEST_LR:
+        raise ValueError(f"--lr {lr:g}: must be at most {LARGEST_LR}; the paper's is 0.003")
     steps_per_epoch = math.ceil(num_batches / accum_iter)
     steps = max_steps or epochs * steps_per_epoch
     if warmup_steps is not None:
@@ -157,7 +172,7 @@ def train_one_epoch(state: TrainingState, batches: Batches, plan: Plan, epoch: i
 
     Every `plan.accum_iter` batches make a step, at the end of the epoch those that are left; their losses are
     divided by their number. Raises FloatingPointError at a loss or gradient that is not finite, before the
-    weights see it.
+    weights see it, and at weights that are not, and ValueError when no batch has anything to learn from.
     """
     state.model.train()
     steps: list[StepLog] = []
@@ -177,6 +192,13 @@ def train_one_epoch(state: TrainingState, batches: Batches, plan: Plan, epoch: i
             losses = []
             if epoch * plan.steps_per_epoch + len(steps) == plan.steps:
                 break
+    if not any(step.loss for step in steps):
+        raise ValueError(
+            f"epoch {epoch}: no sample has two xyz patches without a zero, so there is nothing to learn; "
+            "save features of clouds that have points"
+        )
+    if not all(p.isfinite().all() for p in state.model.parameters()):
+        raise FloatingPointError(f"the weights are not finite after epoch {epoch}; {NOT_FINITE_REMEDY}")
     return steps
 
 
@@ -223,9 +245,12 @@ def save_checkpoint(path: Path, state: TrainingState, epoch: int, args: object) 
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "epoch": epoch,
-        "scaler": state.scaler.state_dict(),
+        "scaler": state.scaler.state_dict()
+        or torch.amp.GradScaler("cpu").state_dict(),  # the release wants one
         "args": args,
     }
+    for left_by_a_cut_run in path.parent.glob(".checkpoint-*.pth"):
+        left_by_a_cut_run.unlink()
     with atomic_path(path) as temporary:
         torch.save(content, temporary)
 
@@ -235,18 +260,20 @@ def resume(path: Path, state: TrainingState) -> int:
 
     The weight decay stays that of the flags. Raises CheckpointError when the file does not fit.
     """
-    checkpoint = read_uff_checkpoint(path)
+    checkpoint = read_uff_checkpoint(path, RESUME_REMEDY)
+    epoch: int = entry(checkpoint, "epoch", path, RESUME_REMEDY, int)
+    optimizer = entry(checkpoint, "optimizer", path, RESUME_REMEDY, dict)
     load_complete(state.model, checkpoint["model"], path, RESUME_REMEDY)
     decays = [group["weight_decay"] for group in state.optimizer.param_groups]
     try:
-        state.optimizer.load_state_dict(entry(checkpoint, "optimizer", path, RESUME_REMEDY))
+        state.optimizer.load_state_dict(optimizer)
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: its optimiser does not fit ({error}); {RESUME_REMEDY}") from error
     for group, decay in zip(state.optimizer.param_groups, decays, strict=True):
         group["weight_decay"] = decay
     if state.scaler.is_enabled() and checkpoint.get("scaler"):
         state.scaler.load_state_dict(checkpoint["scaler"])
-    return int(entry(checkpoint, "epoch", path, RESUME_REMEDY)) + 1
+    return epoch + 1
 
 
 def choose_amp(name: str | None, device: torch.device) -> torch.dtype | None:

@@ -146,8 +146,8 @@ def test_odd_clouds_are_scored_and_remarked_on(tiny_dataset, tmp_path, method, c
     remarks = {remark["path"]: remark["remark"] for remark in result["remarks"]}
     for kind in ("train", "test"):
         assert "no point" in remarks[f"{kind}/good/rgb/000.png"]
-    assert "17 pixels with NaN or infinite points" in remarks["train/good/rgb/001.png"]
-    assert "17 pixels with NaN or infinite points" in remarks["test/hole/rgb/001.png"]
+    assert "17 pixels with NaN, infinite or absurdly far points" in remarks["train/good/rgb/001.png"]
+    assert "17 pixels with NaN, infinite or absurdly far points" in remarks["test/hole/rgb/001.png"]
     if method != "FPFH":
         assert "has 3 points, --num_group and --group_size want 16" in remarks["test/hole/rgb/000.png"]
     scores = [float(row["score"]) for row in read_scores(tmp_path / "results", "bagel")]

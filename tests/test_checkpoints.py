@@ -130,3 +130,10 @@ def test_npz_missing_an_array_names_it(tmp_path):
     np.savez(tmp_path / VITS["vit_base_patch8_224"].download.file, cls=np.zeros((1, 1, 768), np.float32))
     with pytest.raises(CheckpointError, match=r"keys are missing: embedding/kernel"):
         load_vit("vit_base_patch8_224", tmp_path, 224)
+
+
+@pytest.mark.parametrize("content", [{"base_model": [1]}, {"base_model": {1: torch.zeros(2)}}])
+def test_point_checkpoint_of_another_build_is_one_error(tmp_path, content):
+    torch.save(content, tmp_path / "pointmae_pretrain.pth")
+    with pytest.raises(CheckpointError, match=r"pointmae_pretrain\.pth: "):
+        load_point_transformer("Point_MAE", tmp_path, batchnorm="cloud", drop_path=False)

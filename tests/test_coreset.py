@@ -200,3 +200,10 @@ def test_rows_that_projection_would_not_shorten_stay_and_nothing_is_drawn(n_samp
 def test_a_distortion_outside_0_to_1_names_the_flag(eps):
     with pytest.raises(ValueError, match="--coreset_eps"):
         sparse_projection(_gaussian(10, 64), n_samples=10, eps=eps, random_state=0)
+
+
+@pytest.mark.parametrize("scale", [1e-19, 1e-21, 1e-22])
+def test_rows_whose_squares_are_below_float32_are_chosen_as_the_loop_does(scale, candidates):
+    rows = scale * _gaussian(600, 10)
+    expected = plain_greedy_coreset(rows, 150, dtype="float32")
+    assert torch.equal(greedy_coreset(rows, 150, dtype="float32"), expected)

@@ -92,16 +92,16 @@ def test_classes_default_to_those_present_and_unknown_ones_are_named(tiny_datase
         find_classes(tmp_path / "nowhere", "mvtec3d", None)
 
 
-def test_nan_and_infinite_points_count_as_not_measured_and_are_reported(tiny_dataset):
+def test_nan_infinite_and_absurdly_far_points_count_as_not_measured_and_are_reported(tiny_dataset):
     files = list_samples(tiny_dataset, "bagel", "train")[0]
     before = load_sample(files, 40)
     xyz = read_xyz(files.xyz)
-    xyz[20, 20, 1], xyz[20, 21, 2] = np.nan, np.inf
+    xyz[20, 20, 1], xyz[20, 21, 2], xyz[20, 22, 0] = np.nan, np.inf, -1e30
     write_xyz(files.xyz, xyz)
     sample = load_sample(files, 40)
-    assert len(before.points) - len(sample.points) == 2
-    assert np.isfinite(sample.points).all()
-    assert sample.remarks == ("2 pixels with NaN or infinite points count as not measured",)
+    assert len(before.points) - len(sample.points) == 3
+    assert np.abs(sample.points).max() < 1
+    assert sample.remarks == ("3 pixels with NaN, infinite or absurdly far points count as not measured",)
 
 
 def test_image_and_cloud_of_different_sizes_are_refused(tiny_dataset):
@@ -129,3 +129,11 @@ def test_real_sample_becomes_the_networks_input_of_the_released_code(large_golde
     sample = load_sample(files, 224)
     np.testing.assert_allclose(sample.image, golden["stage.image"].astype(np.float32), atol=2e-3)
     np.testing.assert_array_equal(sample.pixel_index, golden["stage.pixel_index"])
+
+
+@pytest.mark.parametrize("name", ["rgb/009.PNG", "rgb/009.jpg", "xyz/009.tif"])
+def test_an_image_of_another_ending_is_not_passed_over(tiny_dataset, name):
+    stray = tiny_dataset / "bagel/train/good" / name
+    stray.write_bytes(b"")
+    with pytest.raises(DatasetError, match=f"{stray.name}: images here must end in"):
+        list_samples(tiny_dataset, "bagel", "train")

@@ -1,5 +1,10 @@
 """Who a process is, by the variables of its launcher."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -71,3 +76,33 @@ def test_alone_nothing_is_communicated():
     assert first == 0
     assert torch.equal(sum_over_ranks(rows), rows)
     sum_gradients([torch.nn.Parameter(rows)])
+
+
+@pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK"])
+def test_variables_that_are_no_numbers_are_named(environment, variable):
+    environment(RANK="0", WORLD_SIZE="2")
+    environment(**{variable: "a"})
+    with pytest.raises(ValueError, match=f"{variable}=a: the launcher sets"):
+        find_world()
+
+
+def test_an_address_that_is_none_names_the_flag():
+    with pytest.raises(ValueError, match="--dist_url garbage: the 2 processes can't meet there"):
+        join(World(0, 2, 0), torch.device("cpu"), "garbage")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed on Linux only")
+def test_no_thread_of_the_group_outlives_it():
+    done = subprocess.run(
+        [
+            sys.executable,
+            *"-m torch.distributed.run --standalone --nproc_per_node=2 -m tests.group_threads".split(),
+        ],
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.count("during: True, after: False") == 2, done.stdout

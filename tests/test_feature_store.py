@@ -125,3 +125,29 @@ def test_damaged_files_are_named(tmp_path):
         path.write_bytes(bad)
         with pytest.raises(ValueError, match=r"bagel_000\.npz: cannot be read"):
             read_sample(path, META)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [([3, 3, 5], "ascend"), ([-1, 0, 1], "ascend"), ([0, 1, 10**6], "ascend"), ([0.0, 1.0, 2.0], "ascend")],
+)
+def test_rows_that_no_writer_has_written_are_damage(tmp_path, row, reason):
+    writer = FeatureStoreWriter(tmp_path, meta=META)
+    path = writer.save("bagel", 0, toy_patches(0))
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **arrays | {"xyz": arrays["xyz"][:3], "xyz_row": np.array(row)})
+    with pytest.raises(ValueError, match=reason):
+        read_sample(path, META)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"classes": ["a"]}, {"classes": {"a": None}}, {"rgb_side": 0}, {"rgb_side": 3}, {"pairing": "foo"}],
+)
+def test_an_index_that_no_writer_has_written_is_refused_with_its_path(tmp_path, change):
+    FeatureStoreWriter(tmp_path, meta=META)
+    index = json.loads((tmp_path / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps(index | change))
+    with pytest.raises(ValueError, match=r"index\.json: is no index"):
+        read_index(tmp_path)

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import fusion_pretrain
+from feature_extractors.feature_store import paired_rgb
 from models.checkpoints import CheckpointError
 from models.uff import load_fusion_block
+from models.uff_engine import make_plan
 from tests.synthetic_features import write_toy_store
 
 ROOT = Path(__file__).parent.parent
@@ -225,3 +227,79 @@ def test_a_gpu_trains_what_the_cpu_trains(features, tmp_path):
     assert (tmp_path / "cuda" / "checkpoint-1.pth").is_file()
     losses = [[line["train_loss"] for line in _log(tmp_path / device)] for device in ("cpu", "cuda")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ("--lr nan", "not a positive number"),
+        ("--lr -1", "not a positive number"),
+        ("--blr inf", "not a positive number"),
+        ("--min_lr nan", "not a number of at least 0"),
+        ("--warmup_epochs nan", "not a number of at least 0"),
+        ("--warmup_steps -3", "negative"),
+        ("--weight_decay -1", "not a number of at least 0"),
+        ("--seed -1", "not within 0"),
+        ("--num_workers -1", "negative"),
+        ("--world_size 0", "not a positive whole number"),
+    ],
+)
+def test_wrong_numbers_are_refused_with_their_flag(flags, problem, capsys):
+    with pytest.raises(SystemExit):
+        _parse(flags)
+    flag, value = flags.split()
+    assert f"argument {flag}: {value} is {problem}" in capsys.readouterr().err
+
+
+def test_a_learning_rate_above_1_is_refused(features, tmp_path):
+    with pytest.raises(ValueError, match=r"--lr 1e\+30: must be at most 1"):
+        _train(features, tmp_path, "--lr 1e30")
+
+
+def test_a_holdout_that_leaves_nothing_names_the_flag(features, tmp_path):
+    with pytest.raises(ValueError, match=r"--holdout 0\.99: leaves none of the 7 samples"):
+        _train(features, tmp_path, "--holdout 0.99")
+
+
+def test_a_damaged_file_is_one_line_from_a_worker_too(tmp_path):
+    features = write_toy_store(tmp_path / "features", 3)
+    path = sorted(features.glob("*.npz"))[0]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 50] = bytes(50)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="cut off or damaged") as error:
+        _train(features, tmp_path / "out", "--num_workers 1 --holdout 0")
+    assert "Traceback" not in str(error.value)
+
+
+def test_features_without_pairs_are_an_error(tmp_path):
+    folder = tmp_path / "released"
+    folder.mkdir()
+    rgb = torch.randn(784, 8)[paired_rgb("colocated", 28, 56)]
+    for i in range(2):
+        torch.save(torch.cat([torch.zeros(3136, 1152), rgb], dim=1), folder / f"bagel{i}.pt")
+    with pytest.raises(ValueError, match="nothing to learn"):
+        _train(folder, tmp_path / "out", "--epochs 1")
+    assert not list((tmp_path / "out").glob("*.pth"))
+
+
+def test_what_a_cut_run_left_is_swept_and_the_scaler_is_one_that_the_release_takes(features, tmp_path):
+    (tmp_path / ".checkpoint-0.abcd.pth").write_bytes(b"half")
+    _train(features, tmp_path, "--epochs 1")
+    assert not list(tmp_path.glob(".checkpoint-*"))
+    torch.amp.GradScaler("cpu").load_state_dict(_checkpoint(tmp_path, 0)["scaler"])
+
+
+def test_a_ruined_checkpoint_is_refused(features, tmp_path):
+    _train(features, tmp_path, "--epochs 1")
+    checkpoint = _checkpoint(tmp_path, 0)
+    checkpoint["model"]["rgb_head.bias"][0] = float("nan")
+    torch.save(checkpoint, tmp_path / "ruined.pth")
+    with pytest.raises(CheckpointError, match=r"ruined\.pth: NaN or infinite numbers under rgb_head\.bias"):
+        _train(features, tmp_path, f"--epochs 2 --resume {tmp_path / 'ruined.pth'}")
+
+
+def test_a_warm_up_that_never_ends_is_remarked_on():
+    flags = {"accum_iter": 1, "epochs": 1, "lr": 0.003, "min_lr": 0.0, "warmup_epochs": 1.0}
+    assert "lie in the warm-up of 250" in make_plan(10, max_steps=120, warmup_steps=250, **flags).warning()
+    assert make_plan(10, max_steps=120, warmup_steps=20, **flags).warning() is None

@@ -88,7 +88,10 @@ WRONG_FLAGS = {
     "--method_name DINO --quirk blur": "must be one of pil_8bit, gaussian",
     "--method_name DINO --max_sample 0": "not a positive whole number",
     "--method_name DINO --f_coreset nan": "not a positive number",
-    "--method_name DINO --num_workers -1": "0 loads in the main process",
+    "--method_name DINO --num_workers -1": "0 is the least",
+    "--method_name DINO --f_coreset inf": "not a positive number",
+    "--method_name DINO --xyz_s_lambda nan": "not a finite number",
+    "--method_name DINO --seed 99999999999": "not within 0..4294967295",
     "--method_name DINO --random_state -1": "not within 0..4294967295",
 }
 

@@ -69,3 +69,8 @@ def test_one_kind_of_label_makes_a_metric_unavailable_not_a_crash(label):
 
 def test_area_interpolates_at_the_limit():
     assert area_up_to(np.array([0.0, 1.0]), np.array([0.0, 1.0]), 0.3) == pytest.approx(0.15)
+
+
+def test_maps_with_nan_are_refused():
+    with pytest.raises(ValueError, match="NaN has no rank"):
+        pixel_metrics(np.eye(4)[None], np.full((1, 4, 4), np.nan))

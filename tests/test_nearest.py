@@ -146,3 +146,12 @@ def test_cuda_finds_the_rows_that_the_cpu_finds():
     expected = nearest_rows(query, BankIndex.of(bank))
     assert torch.equal(index.cpu(), expected[1])
     torch.testing.assert_close(distance.cpu(), expected[0], rtol=2e-7, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-19, 1e-21, 1e-22, 1e-23])
+def test_rows_whose_squares_are_below_float32_have_their_nearest_too(scale):
+    query, bank = scale * _features(40, 300, 0), scale * _features(1100, 300, 1)
+    distance, index = nearest_rows(query, BankIndex.of(bank))
+    expected = exact_nearest(query, bank)
+    assert torch.equal(index, expected[1])
+    torch.testing.assert_close(distance, expected[0], rtol=2e-7, atol=0)

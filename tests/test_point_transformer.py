@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.group_encoder import BatchNormStatistics, GroupEncoder
 from models.point_ops import group_points
@@ -178,3 +178,12 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def test_clouds_of_coincident_points_have_finite_tokens() -> None:
+    network = build_point_transformer("Point_MAE")
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            nn.init.normal_(module.bias, std=30, generator=torch.Generator().manual_seed(0))
+    tokens = network(torch.zeros(1, 16, 8, 3), torch.zeros(1, 16, 3))
+    assert torch.isfinite(tokens).all()

@@ -275,3 +275,15 @@ def test_script_runs_from_any_folder_without_torch_and_open3d(dataset: Path) -> 
     )
     assert result.returncode == 0, result.stderr
     assert "done now 4," in result.stdout
+
+
+def test_images_of_another_ending_are_named(dataset: Path) -> None:
+    stray = next(iter(sorted(dataset.glob("*/train/good/rgb")))) / "099.PNG"
+    stray.write_bytes(b"")
+    assert str(stray) in _run(dataset).errors[0]
+
+
+@pytest.mark.parametrize(("name", "value"), [("plane_draw_size", 2), ("cluster_eps", float("inf"))])
+def test_parameters_that_find_nothing_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"--{name}"):
+        Parameters(**{name: value})

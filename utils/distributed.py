@@ -13,6 +13,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+# Optimisers import it late. Its functions' default argument would then be the group that is there, so that group
+# and its threads would live on after `leave`, into Python's end, where they now and then abort the process.
+import torch.distributed.nn
+
 
 @dataclass(frozen=True)
 class World:
@@ -40,20 +44,27 @@ def find_world(*, dist_on_itp: bool = False, world_size: int = 1, local_rank: in
         missing = [name for name in names if name not in env]
         if missing:
             raise ValueError(f"--dist_on_itp: the environment lacks {', '.join(missing)}; start with mpirun")
-        return World(*(int(env[name]) for name in names))
+        return World(*(_number(name) for name in names))
     if "RANK" in env and "WORLD_SIZE" in env:
-        default_local_rank = max(local_rank, 0)
-        return World(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", default_local_rank)))
+        return World(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_RANK", max(local_rank, 0)))
     if "SLURM_PROCID" in env:
-        size = world_size if world_size > 1 else int(env.get("SLURM_STEP_NUM_TASKS", "1"))
-        return World(int(env["SLURM_PROCID"]), size, int(env.get("SLURM_LOCALID", "0")))
+        size = world_size if world_size > 1 else _number("SLURM_STEP_NUM_TASKS", 1)
+        return World(_number("SLURM_PROCID"), size, _number("SLURM_LOCALID", 0))
     return World()
+
+
+def _number(variable: str, default: int = 0) -> int:
+    """An environment variable that a launcher sets."""
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal():
+        raise ValueError(f"{variable}={text}: the launcher sets this variable to a whole number; unset it")
+    return int(text)
 
 
 def join(world: World, device: torch.device, dist_url: str) -> None:
     """Meet the other processes, if there are any: NCCL for CUDA, Gloo for the CPU.
 
-    ValueError when `dist_url` is env:// and no launcher has set the meeting point.
+    ValueError when `dist_url` is env:// and no launcher has set the meeting point, or when it is no address.
     """
     if world.size == 1:
         return
@@ -63,7 +74,14 @@ def join(world: World, device: torch.device, dist_url: str) -> None:
             "machine and a free port, or give --dist_url tcp://<first machine>:<port>"
         )
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=dist_url, rank=world.rank, world_size=world.size)
+    try:
+        dist.init_process_group(backend, init_method=dist_url, rank=world.rank, world_size=world.size)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"--dist_url {dist_url}: the {world.size} processes can't meet there ({reason}); use "
+            "tcp://<first machine>:<free port>, or env:// with a launcher"
+        ) from error
 
 
 def leave() -> None:

@@ -26,8 +26,29 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private; results are not
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(f"{path}: can't be written ({error}); is the disk full?") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_with(path: Path, problem: str) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs. Raises OSError with `problem` while another process does."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two runs at once are not noticed there
+        yield
+        return
+    with path.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError(problem) from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -37,8 +37,11 @@ def roc_auc(labels: np.ndarray, scores: np.ndarray) -> float | None:
 def pixel_metrics(masks: np.ndarray, maps: np.ndarray) -> PixelMetrics:
     """Pixel ROC AUC and AU-PRO over all pixels of all samples.
 
-    masks (n, H, W), non-zero = defect; maps (n, H, W). The normal pixels are sorted once for both.
+    masks (n, H, W), non-zero = defect; maps (n, H, W). The normal pixels are sorted once for both. Raises
+    ValueError for NaN in the maps.
     """
+    if np.isnan(maps).any():
+        raise ValueError("anomaly maps: NaN has no rank, so there are no pixel metrics")
     defect = np.asarray(masks) != 0
     normal_sorted = sort_scores(maps[~defect])
     return PixelMetrics(

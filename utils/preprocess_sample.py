@@ -5,6 +5,7 @@ Steps and distances are those of the released preprocessing (3D-ADS, arXiv 2203.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple, TypeVar
 
@@ -14,6 +15,7 @@ from utils.clustering import dbscan
 from utils.plane import plane_distance, ransac_plane
 
 BORDER_PIXELS = 10  # width of the strips that show the background only
+POINTS_OF_A_PLANE = 3
 SIDE_MULTIPLE = 100  # pixels
 NO_PLANE = "no background plane"
 
@@ -41,8 +43,12 @@ class Parameters:
     def __post_init__(self) -> None:
         for item in fields(self):
             value, zero = getattr(self, item.name), item.name == "seed"
-            if not (value > 0 or (zero and value == 0)):
+            if not (0 < value < math.inf or (zero and value == 0)):
                 raise ValueError(f"--{item.name} {value}: must {'not be below' if zero else 'be above'} 0")
+        if self.plane_draw_size < POINTS_OF_A_PLANE:
+            raise ValueError(
+                f"--plane_draw_size {self.plane_draw_size}: a plane takes {POINTS_OF_A_PLANE} points"
+            )
 
 
 class Report(NamedTuple):

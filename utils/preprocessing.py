@@ -29,7 +29,15 @@ if __package__ in (None, ""):
 
 from utils.clustering import dbscan
 from utils.files import atomic_path
-from utils.image_files import SampleFileError, encode_png, encode_xyz, read_mask, read_rgb, read_xyz
+from utils.image_files import (
+    SampleFileError,
+    encode_png,
+    encode_xyz,
+    foreign_images,
+    read_mask,
+    read_rgb,
+    read_xyz,
+)
 from utils.preprocess_sample import NO_PLANE, Parameters, pad_to_square, preprocess_sample
 from utils.sample_record import RECORD_NAME, is_bookkeeping, open_record, write_part
 from utils.workers import run_jobs
@@ -86,7 +94,7 @@ def preprocess_dataset(
         if target != root:
             _copy_other_files(root, target, names)
         jobs = [Job(root, target, name, parameters) for name in names if name not in record.entries]
-        errors = []
+        errors = _foreign_images(root)
         dbscan(np.zeros((1, 3)), eps=1.0, min_points=1)  # compiles here once, not in every worker
         with closing(run_jobs(_process, jobs, num_workers)) as outcomes:
             for outcome in tqdm(outcomes, total=len(jobs), unit="sample", disable=not (progress and jobs)):
@@ -95,7 +103,8 @@ def preprocess_dataset(
                 else:
                     record.commit(outcome.name, outcome.files, outcome.report)
         reports = {name: record.entries[name]["report"] for name in names if name in record.entries}
-    return Summary(len(jobs) - len(errors), len(names) - len(jobs), reports, errors)
+    done = sum(job.name in record.entries for job in jobs)
+    return Summary(done, len(names) - len(jobs), reports, errors)
 
 
 def find_samples(root: Path) -> list[str]:
@@ -115,6 +124,17 @@ def find_samples(root: Path) -> list[str]:
         remedy = f"it looks like one class: name {root.parent}" if one_class else "see README, 'Data'"
         raise FileNotFoundError(f"{root}: no samples such as <class>/train/good/xyz/000.tiff in it; {remedy}")
     return sorted(names)
+
+
+def _foreign_images(root: Path) -> list[str]:
+    """An error for each image that is left alone because of its name."""
+    return [
+        f"{path}: left alone, images here must end in {suffix}; rename or convert it and run again"
+        for split in SPLITS
+        for kind, suffix in SUFFIXES.items()
+        for folder in sorted(root.glob(f"*/{split}/*/{kind}"))
+        for path in foreign_images(folder, suffix)
+    ]
 
 
 def sample_files(name: str) -> dict[str, str]:
