@@ -141,7 +141,7 @@ def train(args: argparse.Namespace, world: World, device: torch.device) -> None:
         start = time.perf_counter()
         reset_peak(device)
         loader.batch_sampler.epoch = epoch
-        bar = tqdm(loader, desc=f"epoch {epoch}", unit="batch", disable=not world.is_main)
+        bar = tqdm(loader, desc=f"epoch {epoch}", unit="batch", disable=None if world.is_main else True)
         steps = train_one_epoch(state, bar, plan, epoch)
         retrieval = evaluate_retrieval(state.model, held_out)
         if log is None:

@@ -6,9 +6,9 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 @contextmanager
@@ -34,21 +34,31 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def alone_with(path: Path, problem: str) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs. Raises OSError with `problem` while another process does."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two runs at once are not noticed there
-        yield
-        return
+    """Hold the lock file `path` while the block runs. Raises OSError with `problem` while another process does.
+
+    On Windows, and on file systems without locks, two at once are not noticed.
+    """
     with path.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OSError(problem) from error
+        if not _locked(handle):
+            raise OSError(problem)
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # Windows keeps open files
+                path.unlink()
+
+
+def _locked(handle: TextIO) -> bool:
+    """Lock an open file; False when another process has it locked."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return True
+    return True
 
 
 def write_text(path: str | Path, text: str) -> None:
