@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from feature_extractors.feature_store import StoreMeta
     from feature_extractors.uff_pairs import PairsDataset
-    from models.uff_engine import PatchPairs, Plan, TrainingState
+    from models.uff_engine import PatchPairs, TrainingState
+    from models.uff_plan import Plan
     from utils.distributed import World
 
 LR_REFERENCE_BATCH = 256  # samples; --blr is the learning rate of an effective batch of so many
@@ -188,7 +189,7 @@ def load_data(
 
 def plan_training(args: argparse.Namespace, num_batches: int, world_size: int) -> Plan:
     """The plan that the flags make for epochs of so many batches."""
-    from models.uff_engine import make_plan
+    from models.uff_plan import make_plan
 
     effective_batch = args.batch_size * args.accum_iter * world_size
     return make_plan(

@@ -14,7 +14,6 @@ import fusion_pretrain
 from feature_extractors.feature_store import paired_rgb
 from models.checkpoints import CheckpointError
 from models.uff import load_fusion_block
-from models.uff_engine import make_plan
 from tests.synthetic_features import write_toy_store
 
 ROOT = Path(__file__).parent.parent
@@ -297,9 +296,3 @@ def test_a_ruined_checkpoint_is_refused(features, tmp_path):
     torch.save(checkpoint, tmp_path / "ruined.pth")
     with pytest.raises(CheckpointError, match=r"ruined\.pth: NaN or infinite numbers under rgb_head\.bias"):
         _train(features, tmp_path, f"--epochs 2 --resume {tmp_path / 'ruined.pth'}")
-
-
-def test_a_warm_up_that_never_ends_is_remarked_on():
-    flags = {"accum_iter": 1, "epochs": 1, "lr": 0.003, "min_lr": 0.0, "warmup_epochs": 1.0}
-    assert "lie in the warm-up of 250" in make_plan(10, max_steps=120, warmup_steps=250, **flags).warning()
-    assert make_plan(10, max_steps=120, warmup_steps=20, **flags).warning() is None

@@ -10,15 +10,13 @@ from feature_extractors.uff_pairs import PairsDataset, open_folder
 from models.uff import initial_fusion_block
 from models.uff_engine import (
     PatchPairs,
-    Plan,
-    Schedule,
     TrainingState,
     choose_amp,
     evaluate_retrieval,
-    make_plan,
     new_state,
     train_one_epoch,
 )
+from models.uff_plan import Plan, Schedule, make_plan
 from tests.plain_uff import plain_batch_loss
 from tests.synthetic_features import write_toy_store
 
@@ -156,3 +154,9 @@ def test_mixed_precision_on_a_gpu_follows_float32(tmp_path, name):
         state = new_state(block, weight_decay=0.01, no_decay_bias_norm=False, amp_dtype=amp_dtype)
         losses.append([step.loss for step in train_one_epoch(state, batches, Plan(3, 3, 1, CONSTANT), 0)])
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-2)
+
+
+def test_a_warm_up_that_never_ends_is_remarked_on():
+    flags = FLAGS | {"max_steps": 120}
+    assert "lie in the warm-up of 250" in make_plan(10, warmup_steps=250, **flags).warning()
+    assert make_plan(10, warmup_steps=20, **flags).warning() is None
