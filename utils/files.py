@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 
 @contextmanager
@@ -34,12 +34,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def alone_with(path: Path, problem: str) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs. Raises OSError with `problem` while another process does.
-
-    On Windows, and on file systems without locks, two at once are not noticed.
-    """
+    """Hold the lock file `path` while the block runs. Raises OSError with `problem` while another process does."""
     with path.open("a") as handle:
-        if not _locked(handle):
+        if not try_lock(handle):
             raise OSError(problem)
         try:
             yield
@@ -48,8 +45,11 @@ def alone_with(path: Path, problem: str) -> Iterator[None]:
                 path.unlink()
 
 
-def _locked(handle: TextIO) -> bool:
-    """Lock an open file; False when another process has it locked."""
+def try_lock(handle: IO[Any]) -> bool:
+    """Lock an open file; False when another process has it locked.
+
+    True without a lock on Windows, and on file systems that have none: two at once are not noticed there.
+    """
     try:
         import fcntl
 

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from utils.files import try_lock
+
 RECORD_NAME = ".preprocessed.jsonl"
 PART_SUFFIX = ".part"
 
@@ -111,7 +113,8 @@ def open_record(root: Path, parameters: dict[str, Any]) -> Iterator[SampleRecord
     """
     root.mkdir(parents=True, exist_ok=True)
     with (root / RECORD_NAME).open("a+b") as handle:
-        _lock(handle, root)
+        if not try_lock(handle):
+            raise RecordError(f"{root}: another run is preprocessing it; wait for it to end")
         record = SampleRecord(root, handle)
         record._load(parameters)
         yield record
@@ -126,14 +129,3 @@ def _part(path: Path) -> Path:
     return path.with_name(
         f".{path.name}{PART_SUFFIX}"
     )  # of another suffix, so that nobody takes it for a sample
-
-
-def _lock(handle: BinaryIO, root: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows: two runs at once are not noticed there
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise RecordError(f"{root}: another run is preprocessing it; wait for it to end") from error
