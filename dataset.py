@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from utils.eyecandies import EYECANDIES_CLASSES
 from utils.image_files import SampleFileError, foreign_images, read_mask, read_rgb, read_xyz
+from utils.preprocess.eyecandies import EYECANDIES_CLASSES
 from utils.structures import Sample
 
 CLASSES = {

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     import torch
     from torch.utils.data import DataLoader
 
-    from feature_extractors.feature_store import StoreMeta
-    from feature_extractors.uff_pairs import PairsDataset
-    from models.uff_engine import PatchPairs, TrainingState
-    from models.uff_plan import Plan
+    from models.uff.engine import PatchPairs, TrainingState
+    from models.uff.feature_store import StoreMeta
+    from models.uff.pairs import PairsDataset
+    from models.uff.plan import Plan
     from utils.distributed import World
 
 LR_REFERENCE_BATCH = 256  # samples; --blr is the learning rate of an effective batch of so many
@@ -121,8 +121,8 @@ def train(args: argparse.Namespace, world: World, device: torch.device) -> None:
     """All epochs; each leaves a checkpoint, a line of log.txt and TensorBoard's scalars."""
     from tqdm import tqdm
 
-    from models.uff_engine import evaluate_retrieval, resume, save_checkpoint, train_one_epoch
-    from utils.training_log import TrainingLog, peak_mb, reset_peak
+    from models.uff.engine import evaluate_retrieval, resume, save_checkpoint, train_one_epoch
+    from models.uff.log import TrainingLog, peak_mb, reset_peak
 
     if world.is_main:
         check_writable(Path(args.output_dir), "--output_dir")
@@ -169,7 +169,7 @@ def load_data(
     args: argparse.Namespace, world: World, device: torch.device
 ) -> tuple[DataLoader[PatchPairs], PairsDataset, StoreMeta]:
     """This process's training batches and held-out samples, and what the features are."""
-    from feature_extractors.uff_pairs import (
+    from models.uff.pairs import (
         GlobalBatches,
         PairsDataset,
         make_loader,
@@ -189,7 +189,7 @@ def load_data(
 
 def plan_training(args: argparse.Namespace, num_batches: int, world_size: int) -> Plan:
     """The plan that the flags make for epochs of so many batches."""
-    from models.uff_plan import make_plan
+    from models.uff.plan import make_plan
 
     effective_batch = args.batch_size * args.accum_iter * world_size
     return make_plan(
@@ -206,8 +206,8 @@ def plan_training(args: argparse.Namespace, num_batches: int, world_size: int) -
 
 def initial_state(args: argparse.Namespace, meta: StoreMeta, device: torch.device) -> TrainingState:
     """The untrained block and its optimiser; equal in all processes."""
-    from models.uff import initial_fusion_block
-    from models.uff_engine import choose_amp, new_state
+    from models.uff.block import initial_fusion_block
+    from models.uff.engine import choose_amp, new_state
 
     return new_state(
         initial_fusion_block(meta.xyz_dim, meta.rgb_dim, args.seed).to(device),

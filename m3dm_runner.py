@@ -23,10 +23,10 @@ from dataset import (
 )
 from feature_extractors.detector import Detector
 from feature_extractors.extractor import Extractor, Preparation, PreparedSample
-from feature_extractors.feature_store import FeatureStoreWriter, StoreMeta
+from feature_extractors.memory_bank.training_patches import PatchCollector, TrainingPatches
 from feature_extractors.networks import RANDOM
 from feature_extractors.settings import Settings
-from feature_extractors.training_patches import PatchCollector, TrainingPatches
+from models.uff.feature_store import FeatureStoreWriter, StoreMeta
 from models.vit import VITS
 from utils.metrics import pixel_metrics, roc_auc
 from utils.parallel import map_on_cores

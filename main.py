@@ -24,8 +24,8 @@ from utils.reporting import (
 )
 
 if TYPE_CHECKING:
-    from feature_extractors.feature_store import FeatureStoreWriter
     from m3dm_runner import M3DM
+    from models.uff.feature_store import FeatureStoreWriter
 
 # Threads that wait must not spin: torch's and the loaders' share the cores. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

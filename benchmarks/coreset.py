@@ -23,8 +23,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as main.py does, before t
 import torch
 
 from benchmarks.timing import Comparison, compare, timed
-from feature_extractors.coreset import CoresetDtype, greedy_coreset
-from tests.plain_coreset import confirmed_steps, plain_greedy_coreset, torch_norm
+from feature_extractors.memory_bank.coreset import CoresetDtype, greedy_coreset
+from tests.reference.coreset import confirmed_steps, plain_greedy_coreset, torch_norm
 from utils.resources import peak_memory_mb, reset_peak_memory
 
 DIM = 334  # of the projection of 765k rows

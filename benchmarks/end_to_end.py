@@ -3,7 +3,7 @@
 python benchmarks/end_to_end.py                      # all samples of the class; the plain way is added up
 python benchmarks/end_to_end.py --train 8            # fewer training samples
 
-Ours runs in full, through m3dm_runner, with networks of random weights. The plain way (tests/plain_detector.py
+Ours runs in full, through m3dm_runner, with networks of random weights. The plain way (tests/reference/detector.py
 and the plain twins) would take hours: each of its stages is timed on a few samples, and the medians are multiplied
 by how often the released code runs them: features of every training sample twice, the scores of all samples, one
 pass over all rows per coreset row. Reading files is left out of it.
@@ -41,14 +41,14 @@ from feature_extractors.extractor import Extractor, Preparation, PreparedSample
 from feature_extractors.networks import Networks, load_networks
 from feature_extractors.settings import Settings
 from m3dm_runner import M3DM, DataSource
-from tests.plain_detector import (
+from tests.reference.detector import (
     plain_coreset_choices,
     plain_features,
     plain_networks,
     plain_projection,
     plain_score,
 )
-from tests.plain_metrics import plain_pixel_metrics
+from tests.reference.metrics import plain_pixel_metrics
 from utils.structures import Modality, Score
 
 SETTINGS = Settings(max_sample=400)

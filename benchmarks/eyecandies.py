@@ -22,8 +22,8 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.timing import time_row, timed
-from tests.plain_eyecandies import plain_object_cloud
-from utils.eyecandies import object_cloud, read_depth, read_pose, unproject
+from tests.reference.eyecandies import plain_object_cloud
+from utils.preprocess.eyecandies import object_cloud, read_depth, read_pose, unproject
 from utils.preprocess_eyecandies import Source, convert, find_sources
 
 NEAREST, FARTHEST, GROUND_Y = 2.311065, 4.903090, 2.1494  # of the real renderings

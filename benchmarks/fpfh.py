@@ -21,8 +21,8 @@ if __package__ in (None, ""):
 os.environ["OMP_NUM_THREADS"] = "1"  # read when Open3D is loaded
 
 from benchmarks.timing import compare
-from models.fpfh import fpfh_features
-from tests.plain_fpfh import open3d_fpfh, wavy_cloud
+from models.fpfh.descriptors import fpfh_features
+from tests.reference.fpfh import open3d_fpfh, wavy_cloud
 
 COVERED = 0.2 * math.pi  # share of a wavy cloud's pixels that hold a point
 

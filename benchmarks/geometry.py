@@ -19,10 +19,10 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.timing import compare
-from feature_extractors.alignment import Interpolation, align, alignment_operator
-from models.point_ops import farthest_points, group_points
-from tests.plain_alignment import plain_patches
-from tests.plain_point_ops import plain_farthest_points, plain_neighbors, wavy_surface
+from models.alignment import Interpolation, align, alignment_operator
+from models.point_transformer.point_ops import farthest_points, group_points
+from tests.reference.alignment import plain_patches
+from tests.reference.point_ops import plain_farthest_points, plain_neighbors, wavy_surface
 
 IMAGE_SIZE, SIDE, CHANNELS = 224, 56, 1152
 

@@ -18,11 +18,11 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.timing import compare
-from models.group_encoder import GroupEncoder
-from models.point_ops import group_points
-from tests.formula import fill
-from tests.plain_point_ops import wavy_surface
-from tests.plain_point_transformer import plain_group_tokens
+from models.point_transformer.group_encoder import GroupEncoder
+from models.point_transformer.point_ops import group_points
+from tests.reference.formula import fill
+from tests.reference.point_ops import wavy_surface
+from tests.reference.point_transformer import plain_group_tokens
 
 ENCODER_DIM = 384
 

@@ -33,11 +33,11 @@ from sklearn.exceptions import ConvergenceWarning
 from benchmarks.timing import table_row
 from feature_extractors.decision import OneClassDecision
 from feature_extractors.detector import Detector
-from feature_extractors.feature_store import paired_rgb
+from feature_extractors.memory_bank.training_patches import PatchCollector, TrainingPatches
 from feature_extractors.networks import load_networks
 from feature_extractors.settings import Settings
-from feature_extractors.training_patches import PatchCollector, TrainingPatches
 from m3dm_runner import DTYPES
+from models.uff.feature_store import paired_rgb
 from utils.resources import Stopwatch, peak_memory_mb
 from utils.structures import Modality, Patches
 

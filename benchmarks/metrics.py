@@ -19,7 +19,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from benchmarks.timing import compare
-from tests.plain_metrics import plain_pixel_metrics
+from tests.reference.metrics import plain_pixel_metrics
 from utils.metrics import pixel_metrics
 
 SIDE = 224

@@ -22,8 +22,8 @@ import torch
 
 from benchmarks.coreset import peak_memory
 from benchmarks.timing import Comparison, compare
-from feature_extractors.nearest import BankIndex, nearest_rows
-from tests.plain_nearest import released_nearest
+from feature_extractors.memory_bank.nearest import BankIndex, nearest_rows
+from tests.reference.nearest import released_nearest
 from utils.structures import Patches
 
 PATCHES, DIM = 3136, 1152

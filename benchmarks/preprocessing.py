@@ -26,11 +26,17 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.timing import time_row, timed
-from tests.plain_preprocessing import OPEN3D, make_scene, plain_dbscan, plain_plane, plain_preprocess_sample
-from utils.clustering import dbscan
+from tests.reference.preprocessing import (
+    OPEN3D,
+    make_scene,
+    plain_dbscan,
+    plain_plane,
+    plain_preprocess_sample,
+)
 from utils.image_files import encode_png, encode_xyz, read_rgb, read_xyz, write_png, write_xyz
-from utils.plane import plane_distance
-from utils.preprocess_sample import Parameters, background_plane, preprocess_sample
+from utils.preprocess.clustering import dbscan
+from utils.preprocess.plane import plane_distance
+from utils.preprocess.sample import Parameters, background_plane, preprocess_sample
 from utils.preprocessing import find_samples, preprocess_dataset, sample_files
 
 EPS_M, MIN_POINTS = Parameters().cluster_eps, Parameters().cluster_min_points

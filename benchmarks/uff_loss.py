@@ -22,9 +22,9 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.timing import compare
-from models.uff import HEAD_DIM
-from models.uff_loss import contrastive_loss
-from tests.plain_uff import plain_contrastive_loss
+from models.uff.block import HEAD_DIM
+from models.uff.loss import contrastive_loss
+from tests.reference.uff import plain_contrastive_loss
 from utils.resources import peak_memory_mb, reset_peak_memory
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]

@@ -31,13 +31,13 @@ from benchmarks.timing import table_row
 from dataset import BadSample, SampleDataset, list_samples
 from feature_extractors.detector import Detector
 from feature_extractors.extractor import Extractor, Preparation, fuse_patches
+from feature_extractors.memory_bank.training_patches import TrainingPatches
 from feature_extractors.networks import load_networks
 from feature_extractors.settings import Settings
-from feature_extractors.training_patches import TrainingPatches
-from feature_extractors.uff_pairs import PairsDataset, open_folder, split_files
 from m3dm_runner import open_store
-from models.uff import FusionBlock, load_fusion_block, random_fusion_block
-from models.uff_engine import evaluate_retrieval
+from models.uff.block import FusionBlock, load_fusion_block, random_fusion_block
+from models.uff.engine import evaluate_retrieval
+from models.uff.pairs import PairsDataset, open_folder, split_files
 from utils.demo_data import DemoSettings, write_demo_data
 from utils.devices import choose_device
 from utils.metrics import pixel_metrics, roc_auc

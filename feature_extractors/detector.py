@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from feature_extractors.decision import OneClassDecision, make_decision
-from feature_extractors.memory_bank import MemoryBank, feeding, fit_memory_bank, standardizations
+from feature_extractors.memory_bank.bank import MemoryBank, feeding, fit_memory_bank, standardizations
+from feature_extractors.memory_bank.training_patches import Standardization, TrainingPatches
 from feature_extractors.settings import Settings
-from feature_extractors.training_patches import Standardization, TrainingPatches
 from utils.structures import Modality, Patches, Score
 
 DEFAULT_RANDOM_STATE = 0  # what the released code amounts to when --random_state is not given

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from feature_extractors.alignment import align, alignment_operator, pool_points
-from feature_extractors.feature_store import paired_rgb
 from feature_extractors.networks import Networks
 from feature_extractors.settings import Settings
-from models.fpfh import fpfh_features
-from models.point_ops import group_points
-from models.uff import FusionBlock
+from models.alignment import align, alignment_operator, pool_points
+from models.fpfh.descriptors import fpfh_features
+from models.point_transformer.point_ops import group_points
+from models.uff.block import FusionBlock
+from models.uff.feature_store import paired_rgb
 from models.vit import vit_patches
 from utils.structures import AlignmentOperator, Modality, Patches, PointGroups, Sample
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from feature_extractors.settings import Settings
-from models.point_backbones import POINT_WEIGHTS, load_point_transformer, random_point_transformer
-from models.point_transformer import PointTransformer
-from models.uff import FusionBlock, load_fusion_block, random_fusion_block
+from models.point_transformer.transformer import PointTransformer
+from models.point_transformer.weights import POINT_WEIGHTS, load_point_transformer, random_point_transformer
+from models.uff.block import FusionBlock, load_fusion_block, random_fusion_block
 from models.vit import VITS, load_vit, random_vit
 from utils.resources import sha256_of
 

@@ -15,7 +15,7 @@ import torch
 from tests.pretend_cuda import pretend_cuda
 from utils.image_files import write_png, write_xyz
 
-GOLDENS = Path(__file__).parent / "goldens"
+GOLDENS = Path(__file__).parent / "reference" / "goldens"
 
 
 @pytest.fixture(autouse=True)

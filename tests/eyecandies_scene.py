@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.plain_eyecandies import plain_points
+from tests.reference.eyecandies import plain_points
 
 SIDE = 64
 GROUND_Y, TOP_Y = 2.15, 2.03  # y points down

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from feature_extractors.feature_store import FeatureStoreWriter, StoreMeta, paired_rgb
+from models.uff.feature_store import FeatureStoreWriter, StoreMeta, paired_rgb
 from utils.structures import Modality, Patches
 
 META = StoreMeta(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from feature_extractors.uff_pairs import open_folder
+from models.uff.pairs import open_folder
 from tests.conftest import write_class
 from tests.tiny_runs import read_record, read_scores, run_main
 

@@ -26,12 +26,13 @@ import numpy as np
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from utils import demo_parts, demo_scene
-from utils.demo_parts import Spot
-from utils.demo_scene import Part, View
+from utils.demo import parts as demo_parts
+from utils.demo import scene as demo_scene
+from utils.demo.parts import Spot
+from utils.demo.scene import Part, View
 from utils.files import write_json
 from utils.image_files import write_png, write_xyz
-from utils.workers import run_jobs
+from utils.preprocess.workers import run_jobs
 
 MANIFEST = "demo_data.json"  # written last: a folder that has it is complete
 FORMAT_VERSION = 1  # raise when the same parameters give other files

@@ -30,7 +30,8 @@ from tqdm import tqdm
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from utils.eyecandies import (
+from utils.image_files import SampleFileError, encode_png, read_mask, read_rgb
+from utils.preprocess.eyecandies import (
     EYECANDIES_CLASSES,
     FARTHEST_ASIDE,
     FARTHEST_FROM_FRONT,
@@ -40,9 +41,8 @@ from utils.eyecandies import (
     read_depth,
     read_pose,
 )
-from utils.image_files import SampleFileError, encode_png, read_mask, read_rgb
-from utils.sample_record import RecordError, open_record, write_part
-from utils.workers import run_jobs
+from utils.preprocess.record import RecordError, open_record, write_part
+from utils.preprocess.workers import run_jobs
 
 IMAGE = "image_4.png"  # of the six renderings under different lights, the one that M3DM takes
 TIFF_ZLIB_LEVEL = 1  # half the time of the default level, for 9 % more bytes

@@ -27,7 +27,6 @@ from tqdm import tqdm
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from utils.clustering import dbscan
 from utils.files import atomic_path
 from utils.image_files import (
     SampleFileError,
@@ -38,9 +37,10 @@ from utils.image_files import (
     read_rgb,
     read_xyz,
 )
-from utils.preprocess_sample import NO_PLANE, Parameters, pad_to_square, preprocess_sample
-from utils.sample_record import RECORD_NAME, is_bookkeeping, open_record, write_part
-from utils.workers import run_jobs
+from utils.preprocess.clustering import dbscan
+from utils.preprocess.record import RECORD_NAME, is_bookkeeping, open_record, write_part
+from utils.preprocess.sample import NO_PLANE, Parameters, pad_to_square, preprocess_sample
+from utils.preprocess.workers import run_jobs
 
 SPLITS = ("train", "validation", "test")
 SUFFIXES = {"xyz": ".tiff", "rgb": ".png", "gt": ".png"}

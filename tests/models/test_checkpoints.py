@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+import torch
+
+from models.checkpoints import CheckpointError
+from models.point_transformer.weights import load_point_transformer
+from models.vit import VITS, load_vit, random_vit, vit_patches
+from tests.reference.formula import fill
+
+SMALL = "vit_small_patch8_224_dino"
+
+
+@pytest.fixture(scope="module")
+def small_state():
+    return fill(random_vit(SMALL, 224)).state_dict()
+
+
+def _save(folder, content, file="dino_deitsmall8_pretrain.pth"):
+    torch.save(content, folder / file)
+    return folder
+
+
+def test_vit_loads_completely_and_frozen_from_the_original_layout(tmp_path, small_state):
+    model = load_vit(SMALL, _save(tmp_path, small_state), 224)
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, small_state[key]), key
+
+
+def test_patches_are_all_tokens_but_the_class_token(small_state):
+    model = random_vit(SMALL, 32)
+    images = torch.randn(2, 3, 32, 32)
+    tokens = model.forward_features(images)
+    assert torch.equal(vit_patches(model, images), tokens[:, 1:])
+    assert vit_patches(model, images).shape == (2, 16, VITS[SMALL].dim)
+
+
+def test_position_embedding_is_interpolated_for_another_image_size(tmp_path, small_state):
+    model = load_vit(SMALL, _save(tmp_path, small_state), 256)
+    assert model.pos_embed.shape == (1, 1 + 32 * 32, 384)
+    assert vit_patches(model, torch.zeros(1, 3, 256, 256)).shape == (1, 1024, 384)
+
+
+def test_missing_key_is_named_with_file_and_remedy(tmp_path, small_state):
+    state = {k: v for k, v in small_state.items() if k != "blocks.3.mlp.fc1.weight"}
+    with pytest.raises(
+        CheckpointError, match=r"dino_deitsmall8.*blocks\.3\.mlp\.fc1\.weight.*README, 'Checkpoints'"
+    ):
+        load_vit(SMALL, _save(tmp_path, state), 224)
+
+
+def test_wrong_shape_is_named(tmp_path, small_state):
+    state = {**small_state, "norm.weight": torch.zeros(5)}
+    with pytest.raises(CheckpointError, match=r"norm\.weight has shape \(5,\), expected \(384,\)"):
+        load_vit(SMALL, _save(tmp_path, state), 224)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>quota exceeded</html>", b"PK\x03\x04 truncated"])
+def test_a_file_that_is_no_checkpoint_is_one_error(tmp_path, content):
+    (tmp_path / "dino_deitsmall8_pretrain.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match="not a readable torch file"):
+        load_vit(SMALL, tmp_path, 224)
+
+
+class _Malicious:
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path, capsys):
+    with pytest.raises(CheckpointError):
+        load_vit(SMALL, _save(tmp_path, {"model": _Malicious()}), 224)
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_missing_vit_is_fetched_through_timm_and_its_failure_says_what_to_do(tmp_path, monkeypatch):
+    asked = []
+
+    def no_network(name, **options):
+        asked.append((name, options["pretrained"]))
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("timm.create_model", no_network)
+    with pytest.raises(
+        CheckpointError, match=r"could not fetch .*no route to host.*README.*--random_weights"
+    ):
+        load_vit(SMALL, tmp_path, 224)
+    assert asked == [("vit_small_patch8_224.dino", True)]
+
+
+def test_missing_point_weights_name_file_and_remedy(tmp_path):
+    with pytest.raises(CheckpointError, match=r"pointmae_pretrain\.pth: no such file; download 'Point-MAE'"):
+        load_point_transformer("Point_MAE", tmp_path, batchnorm="cloud", drop_path=False)
+
+
+def test_point_checkpoint_without_its_nesting_is_refused(tmp_path):
+    _save(tmp_path, {"state": {}}, "pointmae_pretrain.pth")
+    with pytest.raises(CheckpointError, match="has no entry 'base_model'"):
+        load_point_transformer("Point_MAE", tmp_path, batchnorm="cloud", drop_path=False)
+
+
+@pytest.mark.parametrize("prefix", ["module.", ""])
+@pytest.mark.parametrize(
+    ("name", "file", "encoder", "foreign"),
+    [
+        ("Point_MAE", "pointmae_pretrain.pth", "MAE_encoder.", "MAE_decoder.norm.weight"),
+        ("Point_Bert", "Point-BERT.pth", "transformer_q.", "transformer_q.cls_head.0.weight"),
+    ],
+)
+def test_point_transformers_load_from_the_original_nesting(tmp_path, name, file, encoder, foreign, prefix):
+    from models.point_transformer.transformer import build_point_transformer
+
+    state = fill(build_point_transformer(name)).state_dict()
+    base = {f"{prefix}{encoder}{key}": value for key, value in state.items()}
+    _save(tmp_path, {"base_model": {**base, prefix + foreign: torch.ones(3)}, "epoch": 300}, file)
+    model = load_point_transformer(name, tmp_path, batchnorm="cloud", drop_path=False)
+    assert not any(p.requires_grad for p in model.parameters())
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+def test_truncated_npz_is_one_error(tmp_path):
+    (tmp_path / VITS["vit_base_patch8_224"].download.file).write_bytes(b"PK\x03\x04")
+    with pytest.raises(CheckpointError, match="not a readable"):
+        load_vit("vit_base_patch8_224", tmp_path, 224)
+
+
+def test_npz_missing_an_array_names_it(tmp_path):
+    np.savez(tmp_path / VITS["vit_base_patch8_224"].download.file, cls=np.zeros((1, 1, 768), np.float32))
+    with pytest.raises(CheckpointError, match=r"keys are missing: embedding/kernel"):
+        load_vit("vit_base_patch8_224", tmp_path, 224)
+
+
+@pytest.mark.parametrize("content", [{"base_model": [1]}, {"base_model": {1: torch.zeros(2)}}])
+def test_point_checkpoint_of_another_build_is_one_error(tmp_path, content):
+    torch.save(content, tmp_path / "pointmae_pretrain.pth")
+    with pytest.raises(CheckpointError, match=r"pointmae_pretrain\.pth: "):
+        load_point_transformer("Point_MAE", tmp_path, batchnorm="cloud", drop_path=False)
