@@ -1,6 +1,6 @@
 """The data sets on disk: which classes and samples there are, and how one sample is loaded.
 
-Layout (MVTec 3D-AD, and Eyecandies after its preprocessing):
+The layout of MVTec 3D-AD, and of Eyecandies after its preprocessing:
 `<root>/<class>/{train,validation,test}/<kind>/{rgb/*.png, xyz/*.tiff, gt/*.png}`, kind `good` or a defect.
 """
 
@@ -9,25 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
 
-from utils.image_files import SampleFileError, foreign_images, read_mask, read_rgb, read_xyz
+from utils.image_files import SampleFileError, foreign_images, image_shape, read_mask, read_rgb, read_xyz
 from utils.preprocess.eyecandies import EYECANDIES_CLASSES
 from utils.structures import Sample
 
-CLASSES = {
-    "mvtec3d": "bagel cable_gland carrot cookie dowel foam peach potato rope tire".split(),
-    "eyecandies": list(EYECANDIES_CLASSES),
-}
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 GOOD = "good"
 FARTHEST_M = 1e4  # what a sensor of parts can't have measured; float32 squares of more overflow at 1e19
-Prepared = TypeVar("Prepared")
+Picture = Path | str | np.ndarray  # a file, or what it would hold
 
 
 class DatasetError(ValueError):
@@ -36,24 +30,51 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True)
 class SampleFiles:
-    """The files of one sample; mask is None for good samples, whatever lies in their gt folder."""
+    """The files of one sample, and its ground truth, which only evaluation looks at.
+
+    mask is None for good samples, whatever lies in their gt folder; label 1 = anomalous; path is that of the rgb
+    file relative to the class folder, '/'-separated.
+    """
 
     rgb: Path
     xyz: Path
     mask: Path | None
     label: int
-    path: str  # of the rgb file, relative to the class folder, '/'-separated
+    path: str
+
+
+def mvtec_samples(class_folder: Path, split: str) -> list[SampleFiles]:
+    """The samples of a class in the layout of MVTec 3D-AD: kinds by name, files by name.
+
+    Training and validation samples are all good ones. Raises DatasetError when rgb, xyz and gt do not pair.
+    """
+    folder = class_folder / split
+    kinds = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    if split != "test":
+        kinds = [kind for kind in kinds if kind == GOOD]
+    return [sample for kind in kinds for sample in _kind_samples(class_folder, folder / kind)]
 
 
 @dataclass(frozen=True)
-class BadSample:
-    """A sample whose files can't be used, and why."""
+class DatasetSpec:
+    """One `--dataset_type`: its classes in the order of its tables, and how the samples of a class are found.
 
-    path: str
-    reason: str
+    find_samples(class_folder, split) lists the samples of "train", "validation" or "test", in order.
+    """
+
+    classes: tuple[str, ...]
+    find_samples: Callable[[Path, str], list[SampleFiles]] = mvtec_samples
 
 
-def find_classes(root: Path, dataset_type: str, wanted: list[str] | None) -> list[str]:
+DATASETS = {
+    "mvtec3d": DatasetSpec(
+        tuple("bagel cable_gland carrot cookie dowel foam peach potato rope tire".split())
+    ),
+    "eyecandies": DatasetSpec(EYECANDIES_CLASSES),
+}
+
+
+def find_classes(root: Path, dataset: DatasetSpec, wanted: list[str] | None) -> list[str]:
     """The classes to run, in the data set's order; `wanted` None means those that are present.
 
     Raises DatasetError when the folder, or a wanted class in it, is missing.
@@ -61,13 +82,10 @@ def find_classes(root: Path, dataset_type: str, wanted: list[str] | None) -> lis
     if not root.is_dir():
         raise DatasetError(f"--dataset_path {root}: no such folder; download the data set (README, 'Data')")
     present = sorted(p.name for p in root.iterdir() if (p / "train").is_dir())
-    if wanted is None:
-        found = [name for name in CLASSES[dataset_type] if name in present]
-    else:
-        found = list(dict.fromkeys(wanted))
+    found = list(dict.fromkeys(wanted or [name for name in dataset.classes if name in present]))
     missing = [name for name in found if name not in present]
     if missing or not found:
-        lacks = f"no class folder {', '.join(missing)}" if missing else f"no {dataset_type} class"
+        lacks = f"no class folder {', '.join(missing)}" if missing else "no class of the --dataset_type"
         raise DatasetError(
             f"--dataset_path {root} has {lacks}; classes there: {', '.join(present) or 'none'} "
             "(choose with --class_name, or see README, 'Data')"
@@ -75,58 +93,40 @@ def find_classes(root: Path, dataset_type: str, wanted: list[str] | None) -> lis
     return found
 
 
-def absent_classes(classes: list[str], dataset_type: str) -> list[str]:
-    """The data set's classes that are not among `classes`."""
-    return [name for name in CLASSES[dataset_type] if name not in classes]
+def list_samples(
+    class_folder: Path, split: str, find_samples: Callable[[Path, str], list[SampleFiles]] = mvtec_samples
+) -> list[SampleFiles]:
+    """The samples of `split` ("train", "validation" or "test") of a class.
 
-
-def list_samples(root: Path, class_name: str, split: str) -> list[SampleFiles]:
-    """The samples of `split` ("train", "validation" or "test"): kinds by name, files by name.
-
-    Training and validation samples are all good ones. Raises DatasetError when there is none, or when rgb, xyz
-    and gt files do not pair.
+    Raises DatasetError when there is none, or when rgb, xyz and gt files do not pair.
     """
-    folder = root / class_name / split
-    kinds = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
-    if split != "test":
-        kinds = [kind for kind in kinds if kind == GOOD]
-    samples = [sample for kind in kinds for sample in _kind_samples(root / class_name, folder / kind)]
+    samples = find_samples(class_folder, split)
     if not samples:
-        raise DatasetError(f"{folder}: no sample (expected {split}/<kind>/rgb/*.png and xyz/*.tiff)")
+        raise DatasetError(
+            f"{class_folder / split}: no sample (expected {split}/<kind>/rgb/*.png and xyz/*.tiff)"
+        )
     return samples
 
 
-def load_sample(files: SampleFiles, image_size: int) -> Sample:
-    """Read one sample at `image_size` pixels a side.
+def load_sample(rgb: Picture, xyz: Picture, image_size: int) -> Sample:
+    """One sample at `image_size` pixels a side, from its files or from what they would hold.
 
-    A point exists where all three coordinates are non-zero; those that are not finite, or farther than
-    FARTHEST_M, count as not measured.
-    Raises SampleFileError naming the file that can't be used.
+    rgb (H, W, 3) uint8, xyz (H, W, 3) float in metres, (0, 0, 0) = not measured. A point exists where all three
+    coordinates are non-zero; those that are not finite, or farther than FARTHEST_M, count as not measured.
+    Raises SampleFileError naming the file, or ValueError naming the array, that can't be used.
     """
-    rgb, xyz = read_rgb(files.rgb), read_xyz(files.xyz)
-    if rgb.shape != xyz.shape:
-        raise SampleFileError(
-            files.xyz,
-            f"has {xyz.shape[1]}x{xyz.shape[0]} pixels, {files.rgb.name} has {rgb.shape[1]}x{rgb.shape[0]}",
-            "the two must show the same pixels",
-        )
+    image = rgb if isinstance(rgb, np.ndarray) else read_rgb(rgb)
+    cloud = xyz if isinstance(xyz, np.ndarray) else read_xyz(xyz)
+    _check_arrays(rgb, image, xyz, cloud)
     remarks = []
-    measured = (np.abs(xyz) < FARTHEST_M).all(axis=2)  # False for NaN
+    measured = np.all(np.abs(cloud) < FARTHEST_M, axis=2)  # False for NaN
     if not measured.all():
         remarks.append(
             f"{np.count_nonzero(~measured)} pixels with NaN, infinite or absurdly far points count as not measured"
         )
-        xyz = np.where(measured[..., None], xyz, np.float32(0))
-    points, pixel_index = existing_points(resize_nearest(xyz, image_size))
-    return Sample(
-        image=normalised_image(rgb, image_size),
-        points=points,
-        pixel_index=pixel_index,
-        mask=_load_mask(files, rgb.shape[:2], image_size),
-        label=files.label,
-        path=files.path,
-        remarks=tuple(remarks),
-    )
+        cloud = np.where(measured[..., None], cloud, np.float32(0))
+    points, pixel_index = existing_points(resize_nearest(cloud.astype(np.float32, copy=False), image_size))
+    return Sample(normalised_image(image, image_size), points, pixel_index, tuple(remarks))
 
 
 def normalised_image(rgb: np.ndarray, image_size: int) -> np.ndarray:
@@ -149,39 +149,12 @@ def existing_points(xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(flat[pixel_index]), pixel_index
 
 
-class SampleDataset(Dataset, Generic[Prepared]):
-    """Loads and prepares the given samples; one that can't be read comes out as BadSample.
-
-    `prepare` runs where the sample is loaded, in the loader's workers if there are any.
-    """
-
-    def __init__(
-        self, files: list[SampleFiles], image_size: int, prepare: Callable[[Sample], Prepared]
-    ) -> None:
-        self.files = files
-        self.image_size = image_size
-        self.prepare = prepare
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, i: int) -> Prepared | BadSample:
-        try:
-            return self.prepare(load_sample(self.files[i], self.image_size))
-        except SampleFileError as error:
-            return BadSample(self.files[i].path, str(error))
-
-
-def stored_image(files: SampleFiles) -> np.ndarray:
-    """The sample's image at its stored size, (H, W, 3) uint8."""
-    return read_rgb(files.rgb)
-
-
-def stored_mask(files: SampleFiles, shape: tuple[int, int]) -> np.ndarray:
+def stored_mask(files: SampleFiles) -> np.ndarray:
     """The sample's ground truth at its stored size, (H, W) bool; all False for good samples.
 
-    Raises SampleFileError when its size differs from `shape`, that of the image.
+    Raises SampleFileError when its size is not that of the image.
     """
+    shape = image_shape(files.rgb)
     if files.mask is None:
         return np.zeros(shape, dtype=bool)
     mask = read_mask(files.mask)
@@ -190,6 +163,12 @@ def stored_mask(files: SampleFiles, shape: tuple[int, int]) -> np.ndarray:
             files.mask, f"has shape {mask.shape}, the image {shape}", "they must show the same pixels"
         )
     return mask > 0
+
+
+def resized_mask(files: SampleFiles, image_size: int) -> np.ndarray:
+    """The sample's ground truth as the model's maps are, (S, S) bool, nearest. Raises SampleFileError."""
+    mask = Image.fromarray(stored_mask(files).astype(np.uint8))
+    return np.asarray(mask.resize((image_size, image_size), Image.Resampling.NEAREST)) > 0
 
 
 def _kind_samples(class_folder: Path, folder: Path) -> list[SampleFiles]:
@@ -237,9 +216,23 @@ def _check_pairs(folder: Path, files: dict[str, dict[str, Path]]) -> None:
             )
 
 
-def _load_mask(files: SampleFiles, shape: tuple[int, int], image_size: int) -> np.ndarray:
-    mask = Image.fromarray(stored_mask(files, shape).astype(np.uint8))
-    return np.asarray(mask.resize((image_size, image_size), Image.Resampling.NEAREST)) > 0
+def _check_arrays(rgb: Picture, image: np.ndarray, xyz: Picture, cloud: np.ndarray) -> None:
+    """Raises ValueError unless these are the pixels of one view; files are named, arrays called rgb and xyz."""
+    names = ["the rgb array" if isinstance(rgb, np.ndarray) else str(rgb)]
+    names.append("the xyz array" if isinstance(xyz, np.ndarray) else str(xyz))
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(
+            f"{names[0]}: has shape {image.shape} of {image.dtype}, expected (height, width, 3) of uint8"
+        )
+    if cloud.ndim != 3 or cloud.shape[2] != 3 or cloud.dtype.kind != "f":
+        raise ValueError(
+            f"{names[1]}: has shape {cloud.shape} of {cloud.dtype}, expected (height, width, 3) of float32"
+        )
+    if image.shape != cloud.shape:
+        raise ValueError(
+            f"{names[1]}: has {cloud.shape[1]}x{cloud.shape[0]} pixels, {names[0]} has "
+            f"{image.shape[1]}x{image.shape[0]}; the two must show the same pixels"
+        )
 
 
 def _nearest_index(old: int, new: int) -> np.ndarray:

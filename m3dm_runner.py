@@ -1,287 +1,292 @@
-"""The loops of one class: extract and fit on the training samples, score the test samples, measure."""
+"""M3DM, the object one holds, and beside it the evaluation of a class.
+
+from m3dm_runner import M3DM, Settings
+model = M3DM(Settings(method_name="DINO+Point_MAE"), checkpoint_dir="checkpoints")
+model.fit("datasets/mvtec3d/bagel")
+score = model.predict("part.png", "part.tiff")   # score.image, score.map; higher = more anomalous
+model.save("bagel.m3dm")
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from dataset import (
-    BadSample,
-    DatasetError,
-    SampleDataset,
-    SampleFiles,
-    list_samples,
-    stored_image,
-    stored_mask,
+from dataset import DatasetError, Picture, SampleFiles, list_samples, load_sample, resized_mask, stored_mask
+from feature_extractors.detector import Detector, fit_banks, fit_decision
+from feature_extractors.detector_file import (
+    DetectorFileError,
+    RowsDtype,
+    read_detector,
+    read_header,
+    write_detector,
 )
-from feature_extractors.detector import Detector
-from feature_extractors.extractor import Extractor, Preparation, PreparedSample
+from feature_extractors.extractor import Extractor
 from feature_extractors.memory_bank.training_patches import PatchCollector, TrainingPatches
-from feature_extractors.networks import RANDOM
+from feature_extractors.networks import WeightsSource, load_networks
+from feature_extractors.pipeline import Pipeline, Prepare, check_finite
 from feature_extractors.settings import Settings
-from models.uff.feature_store import FeatureStoreWriter, StoreMeta
-from models.vit import VITS
-from utils.metrics import pixel_metrics, roc_auc
-from utils.parallel import map_on_cores
+from utils.devices import choose_device
+from utils.image_files import read_rgb
+from utils.metrics import Predictions
+from utils.observer import Observer
 from utils.pictures import resize_map, write_map, write_picture
-from utils.resources import Stopwatch, peak_memory_mb, reset_peak_memory
-from utils.structures import Modality, Patches
+from utils.reporting import versions
+from utils.structures import Modality, Patches, Sample, Score
 
-Result = TypeVar("Result")
+__all__ = ["M3DM", "EvaluatedClass", "NotFittedError", "Settings", "evaluate"]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-STORED_DTYPE: Literal["float16"] = "float16"  # of features on disk, unless --feature_dtype says otherwise
-FEATURE_QUIRKS = ("batchnorm", "drop_path", "interpolation")  # those that change the features
-FEATURE_SETTINGS = ("num_group", "group_size", "precision")
-SHOWN_REASONS = 3  # of left-out samples, in an error
-PICTURE_RANGE = (0.5, 99.9)  # percentiles of a class's map values that get the first and the last colour
+PICTURE_RANGE = (0.5, 99.9)  # percentiles of a class's map values that get the first and the last color
 
 
-@dataclass(frozen=True)
-class DataSource:
-    """Where the samples are and how they are loaded."""
-
-    root: Path
-    num_workers: int
-    batch_size: int
+class NotFittedError(RuntimeError):
+    """A score was asked of a model that has seen no good part yet."""
 
 
-@dataclass
-class ClassReport:
-    """What is known of a class so far; `as_dict` is its entry in results.json."""
+class Pair(NamedTuple):
+    """The image and the cloud of one part, files or arrays; see dataset.load_sample."""
 
-    metrics: dict[str, float | None] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    remarks: list[dict[str, str]] = field(default_factory=list)
-    skipped: list[dict[str, str]] = field(default_factory=list)
-    watch: Stopwatch = field(default_factory=Stopwatch)
-    peak_memory_mb: float | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            **self.metrics,
-            "seconds": {name: round(value, 3) for name, value in self.watch.seconds.items()},
-            "peak_memory_mb": self.peak_memory_mb,
-            "counts": self.counts,
-            "remarks": self.remarks,
-            "skipped_samples": self.skipped,
-        }
-
-
-@dataclass(frozen=True)
-class TestScores:
-    """The scored test samples of a class, in order; maps and masks (n, S, S)."""
-
-    files: list[SampleFiles]
-    scores: np.ndarray
-    maps: np.ndarray
-    masks: np.ndarray
-
-    @property
-    def labels(self) -> np.ndarray:
-        return np.array([files.label for files in self.files])
-
-    def rows(self) -> list[tuple[str, int, float]]:
-        """Path, label and score of each sample."""
-        return [(f.path, f.label, float(s)) for f, s in zip(self.files, self.scores, strict=True)]
+    rgb: Picture
+    xyz: Picture
 
 
 class M3DM:
-    """One class: fit(class_name) on its training samples, then evaluate(class_name) on its test samples."""
+    """One of the methods, with its networks: fit on good parts, then predict others.
+
+    checkpoint_dir: folder of the downloaded weights; fusion_module_path: the UFF checkpoint (default: the release's
+    checkpoints/checkpoint-0.pth); random_weights: none of them, for smoke tests only. device: auto, cpu, cuda or
+    cuda:I. batch_size, num_workers: samples a forward pass and loader processes; no result depends on them. observer:
+    is told of stages, progress and odd samples.
+
+    After `fit` or `load`, attributes ending in _ are there: detector_ (banks and decision) and counts_ (training
+    samples, rows of each bank). Raises ValueError or CheckpointError for what is wrong with the arguments.
+    """
 
     def __init__(
         self,
-        settings: Settings,
-        extractor: Extractor,
-        data: DataSource,
-        store: FeatureStoreWriter | None = None,
+        settings: Settings | None = None,
+        *,
+        checkpoint_dir: str | Path = "checkpoints",
+        fusion_module_path: str | Path | None = None,
+        random_weights: bool = False,
+        device: str = "auto",
+        batch_size: int = 1,
+        num_workers: int = 0,
+        observer: Observer | None = None,
     ) -> None:
-        self.settings = settings
-        self.extractor = extractor
-        self.data = data
-        self.store = store
-        self.detector = Detector(settings)
-        self.report = ClassReport()
+        self.settings = settings or Settings()
+        self.device = choose_device(device)
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.observer = observer or Observer()
+        fusion_path = None if fusion_module_path is None else Path(fusion_module_path)
+        weights = WeightsSource(Path(checkpoint_dir), fusion_path, random_weights)
+        networks = load_networks(self.settings, weights, self.device)
+        self.weights = networks.origins
+        self._extractor = Extractor(self.settings, networks, self.device)
+        self._load = partial(_load_item, image_size=self.settings.img_size)
 
-    def fit(self, class_name: str) -> M3DM:
-        """Extract each training sample once, fill the banks, fit the decision.
+    def fit(self, samples: str | Path | Iterable[tuple[Picture, Picture]]) -> M3DM:
+        """Fill the banks and fit the decision on good parts; returns self.
 
-        Raises DatasetError when no training sample can be used.
+        samples: a class's folder, whose train/good is taken, or pairs of image and cloud, files or arrays; of
+        either at most `max_sample`. Samples that can't be used are left out, and the observer is told. Raises
+        DatasetError when none is left.
         """
-        reset_peak_memory()
-        self.extractor.generator.manual_seed(self.settings.seed)  # no class depends on those before it
-        files = list_samples(self.data.root, class_name, "train")[: self.settings.sample_limit]
-        with self.report.watch.stage("extract_train"):
-            training = self._training_patches(class_name, files)
-        with self.report.watch.stage("fit_banks"):
-            self.detector.fit_banks(training)
-        with self.report.watch.stage("fit_decision"):
-            self.detector.fit_decision(training)
-        for name, bank in self.detector.banks_.items():
-            self.report.counts[f"{name}_bank_rows"] = len(bank.rows)
+        if isinstance(samples, (str, Path)):
+            items: Sequence[Any] = list_samples(Path(samples), "train")
+        else:
+            items = [Pair(*pair) for pair in samples]
+        items = items[: self.settings.sample_limit]
+        return self.fit_patches(self.extract_all(items, "train"), expected=len(items))
+
+    def fit_patches(self, patches: Iterable[Mapping[Modality, Patches] | None], expected: int) -> M3DM:
+        """`fit` on the patches of samples, as `extract_all` gives them; about `expected` samples, to save memory."""
+        with self.observer.stage("extract_train"):
+            training, count = self._collected(patches, expected)
+        with self.observer.stage("fit_banks"):
+            banks = fit_banks(training, self.settings)
+        with self.observer.stage("fit_decision"):
+            decision = fit_decision(banks, training, self.settings)
+        self.detector_ = Detector(banks, decision)
+        rows = {f"{name}_bank_rows": len(bank.rows) for name, bank in banks.items()}
+        self.counts_ = {"train": count, **rows}
         return self
 
-    def evaluate(self, class_name: str) -> TestScores:
-        """Score every test sample and measure. Raises DatasetError when none can be used."""
-        files = list_samples(self.data.root, class_name, "test")
-        with self.report.watch.stage("predict"):
-            scores = self._predict(files, f"{class_name} test")
-        with self.report.watch.stage("metrics"):
-            pixels = pixel_metrics(scores.masks, scores.maps)
-            self.report.metrics = {
-                "image_rocauc": roc_auc(scores.labels, scores.scores),
-                "pixel_rocauc": pixels.pixel_rocauc,
-                "au_pro": pixels.au_pro,
-            }
-        labels = scores.labels
-        self.report.counts |= {"test": len(labels), "test_anomalous": int(labels.sum())}
-        self.report.peak_memory_mb = peak_memory_mb()
-        return scores
+    def predict(self, rgb: Picture, xyz: Picture) -> Score:
+        """Image score and map of one part, files or arrays; higher = more anomalous.
 
-    def _training_patches(self, class_name: str, files: list[SampleFiles]) -> dict[Modality, TrainingPatches]:
-        banks = self.settings.method.banks
-        dtype = DTYPES[self.settings.feature_dtype] if self.settings.feature_dtype else None
-        collectors: dict[Modality, PatchCollector] = {
-            name: PatchCollector(len(files), dtype) for name in banks
-        }
-        count = 0
-        for _, patches in self._process(files, f"{class_name} train", lambda patches: patches):
-            for name in banks:
-                collectors[name].add(patches[name])
-            if self.store is not None:
-                self.store.save(class_name, count, patches)
-            count += 1
-        if count == 0:
-            raise DatasetError(
-                f"{self.data.root / class_name}: no training sample can be used; {self._reasons()}"
-            )
-        if self.store is not None:
-            self.store.finish_class(class_name, count)
-        self.report.counts["train"] = count
-        return {name: collector.joined() for name, collector in collectors.items()}
+        Raises ValueError when the part can't be used, and NotFittedError before `fit`.
+        """
+        return self._fitted().score(self.extract(rgb, xyz))
 
-    def _predict(self, files: list[SampleFiles], title: str) -> TestScores:
-        by_path = {sample.path: sample for sample in files}
-        kept, scores, maps, masks = [], [], [], []
-        for prepared, score in self._process(files, title, self.detector.predict):
-            sample = prepared.sample
+    def extract(self, rgb: Picture, xyz: Picture) -> dict[Modality, Patches]:
+        """The patches of one part by modality, without any bank. Raises ValueError when the part can't be used."""
+        prepared = Prepare(self._load, self._extractor.preparation)(Pair(rgb, xyz))
+        patches = self._extractor.extract([prepared])[0]
+        check_finite(patches)
+        return patches
+
+    def extract_all(
+        self, samples: Sequence[Any], title: str = ""
+    ) -> Iterator[dict[Modality, Patches] | None]:
+        """The patches of many parts, in order; None for one that can't be used, of which the observer is told.
+
+        samples: SampleFiles, or pairs of image and cloud.
+        """
+        return self._pipeline().run(samples, _names(samples), dict, self.observer, title)
+
+    def predict_all(self, samples: Sequence[Any], title: str = "") -> Iterator[Score | None]:
+        """The scores of many parts, as `extract_all` gives their patches."""
+        detector = self._fitted()
+
+        def finite_score(patches: Mapping[Modality, Patches]) -> Score:
+            score = detector.score(patches)
             if not np.isfinite(score.image):
-                self._skip(BadSample(sample.path, f"its score is {score.image}"))
-                continue
-            kept.append(by_path[sample.path])
-            scores.append(score.image)
-            maps.append(score.map)
-            masks.append(sample.mask)
-        if not kept:
-            raise DatasetError(f"{files[0].rgb.parents[2]}: no test sample can be used; {self._reasons()}")
-        return TestScores(kept, np.array(scores), np.stack(maps), np.stack(masks))
+                raise ValueError(f"its score is {score.image}")
+            return score
 
-    def _process(
-        self,
-        files: list[SampleFiles],
-        title: str,
-        finish: Callable[[dict[Modality, Patches]], Result],
-    ) -> Iterator[tuple[PreparedSample, Result]]:
-        """`finish` of the patches of each sample that can be used, in order; the others are reported."""
+        return self._pipeline().run(samples, _names(samples), finite_score, self.observer, title)
 
-        def work(batch: list[PreparedSample | BadSample]) -> list[BadSample | tuple[PreparedSample, Result]]:
-            usable = [item for item in batch if isinstance(item, PreparedSample)]
-            patches = iter(self.extractor.extract(usable) if usable else [])
-            return [
-                item if isinstance(item, BadSample) else _finished(item, next(patches), finish)
-                for item in batch
-            ]
-
-        with tqdm(total=len(files), desc=title, unit="sample", disable=None) as bar:
-            for results in map_on_cores(work, self._loader(files), self.extractor.batches_at_once):
-                for result in results:
-                    if isinstance(result, BadSample):
-                        self._skip(result)
-                    else:
-                        self._remark(result[0])
-                        yield result
-                bar.update(len(results))
-
-    def _loader(self, files: list[SampleFiles]) -> DataLoader:
-        samples = SampleDataset(files, self.settings.img_size, Preparation(self.settings))
-        if self.data.num_workers > 0:
-            samples[0]  # compiles the kernels here once, not in every worker
-        return DataLoader(
-            samples,
-            batch_size=self.data.batch_size,
-            num_workers=self.data.num_workers,
-            collate_fn=list,
+    def save(self, path: str | Path, dtype: RowsDtype = "float32") -> None:
+        """Write the fitted detector to one file, without the networks; `dtype` of the bank rows."""
+        write_detector(
+            Path(path),
+            self._fitted(),
+            self.settings,
+            weights=self.weights,
+            versions=versions(),
+            counts=self.counts_,
+            dtype=dtype,
         )
 
-    def _reasons(self) -> str:
-        """Why samples were left out, the first few."""
-        reasons = [f"{sample['path']}: {sample['reason']}" for sample in self.report.skipped]
-        return "; ".join(reasons[:SHOWN_REASONS]) + (" ..." if len(reasons) > SHOWN_REASONS else "")
+    @classmethod
+    def load(cls, path: str | Path, **how: Any) -> M3DM:
+        """The model of a saved detector, without a new fit; `how` are the arguments of M3DM but for settings.
 
-    def _skip(self, bad: BadSample) -> None:
-        self.report.skipped.append({"path": bad.path, "reason": bad.reason})
-        tqdm.write(f"left out {bad.path}: {bad.reason}")
+        Raises DetectorFileError when the file is damaged, or was fitted with other weights than those given.
+        """
+        _, settings = read_header(Path(path))
+        return cls(settings, **how).restore(path)
 
-    def _remark(self, prepared: PreparedSample) -> None:
-        for remark in prepared.remarks:
-            self.report.remarks.append({"path": prepared.sample.path, "remark": remark})
-            tqdm.write(f"{prepared.sample.path}: {remark}")
+    def restore(self, path: str | Path) -> M3DM:
+        """Take a saved detector in the place of `fit`; returns self.
+
+        Raises DetectorFileError when it is damaged, or was fitted with other settings or weights than this model's.
+        """
+        detector, header, settings = read_detector(Path(path), self.device)
+        _check_same("settings", settings.as_dict(), self.settings.as_dict(), path)
+        _check_same("weights", header.weights, self.weights, path)
+        self.detector_, self.counts_ = detector, dict(header.counts)
+        return self
+
+    def _fitted(self) -> Detector:
+        detector: Detector | None = getattr(self, "detector_", None)
+        if detector is None:
+            raise NotFittedError("this M3DM is not fitted: call fit on good parts, or load a saved detector")
+        return detector
+
+    def _pipeline(self) -> Pipeline:
+        return Pipeline(self._extractor, self._load, batch_size=self.batch_size, num_workers=self.num_workers)
+
+    def _collected(
+        self, patches: Iterable[Mapping[Modality, Patches] | None], expected: int
+    ) -> tuple[dict[Modality, TrainingPatches], int]:
+        dtype = DTYPES[self.settings.feature_dtype] if self.settings.feature_dtype else None
+        collectors = {source: PatchCollector(expected, dtype) for source in self.settings.method.sources}
+        count = 0
+        for of_sample in patches:
+            if of_sample is None:
+                continue
+            count += 1
+            for source, collector in collectors.items():
+                collector.add(of_sample[source])
+        if count == 0:
+            raise DatasetError("no training sample can be used")
+        return {source: collector.joined() for source, collector in collectors.items()}, count
 
 
-def _finished(
-    prepared: PreparedSample,
-    patches: dict[Modality, Patches],
-    finish: Callable[[dict[Modality, Patches]], Result],
-) -> BadSample | tuple[PreparedSample, Result]:
-    """The sample with `finish` of its patches, unless those are not finite."""
-    ruined = [name for name, found in patches.items() if not torch.isfinite(found.rows).all()]
-    if ruined:
-        return BadSample(prepared.sample.path, f"its {' and '.join(ruined)} features are not finite")
-    return prepared, finish(patches)
+@dataclass(frozen=True)
+class EvaluatedClass:
+    """The test samples of a class that could be scored, in order, with what was predicted for them."""
+
+    files: list[SampleFiles]
+    predictions: Predictions
+
+    def rows(self) -> list[tuple[str, int, float]]:
+        """Path, label and score of each sample."""
+        scores = self.predictions.scores.tolist()
+        return [(files.path, files.label, score) for files, score in zip(self.files, scores, strict=True)]
 
 
-def open_store(folder: Path, settings: Settings, sources: dict[str, str]) -> FeatureStoreWriter:
-    """The folder that `--save_feature` fills, for backbones with weights from `sources`.
+def evaluate(model: M3DM, samples: Sequence[SampleFiles], title: str = "test") -> EvaluatedClass:
+    """Score test samples and put their ground truth beside the scores.
 
-    Raises ValueError when it holds features of another kind.
+    Samples that can't be used are left out, and the model's observer is told. Raises DatasetError when none is left.
     """
-    quirks = settings.quirks
-    meta = StoreMeta(
-        rgb_backbone=settings.rgb_backbone_name,
-        xyz_backbone=settings.xyz_backbone_name,
-        rgb_dim=VITS[settings.rgb_backbone_name].dim,
-        xyz_dim=settings.xyz_dim,
-        rgb_side=settings.rgb_side,
-        xyz_side=settings.xyz_side,
-        pairing=quirks.uff_pairing,
-        feature_dtype=settings.feature_dtype or STORED_DTYPE,
-        random_weights=any(sources[name].startswith(RANDOM) for name in ("rgb", "xyz")),
-        protocol={
-            **{name: getattr(quirks, name) for name in FEATURE_QUIRKS},
-            **{name: str(getattr(settings, name)) for name in FEATURE_SETTINGS},
-            **{f"{name}_weights": sources[name] for name in ("rgb", "xyz")},
-        },
+    kept, scores, masks = [], [], []
+    with model.observer.stage("predict"):
+        for files, score in zip(samples, model.predict_all(samples, title), strict=True):
+            if score is None:
+                continue
+            try:
+                mask = resized_mask(files, model.settings.img_size)
+            except ValueError as error:
+                model.observer.left_out(files.path, str(error))
+                continue
+            kept.append(files)
+            scores.append(score)
+            masks.append(mask)
+    if not kept:
+        raise DatasetError("no test sample can be used")
+    predictions = Predictions(
+        labels=np.array([files.label for files in kept]),
+        scores=np.array([score.image for score in scores]),
+        masks=np.stack(masks),
+        maps=np.stack([score.map for score in scores]),
     )
-    return FeatureStoreWriter(folder, meta=meta)
+    return EvaluatedClass(kept, predictions)
 
 
-def save_predictions(folder: Path, class_name: str, scores: TestScores) -> None:
-    """Per test sample a picture `<class>/<defect>/<stem>.png`, and the float32 map at the stored image's size,
-    `<class>/test/<defect>/<stem>.tiff`.
+def save_predictions(folder: Path, evaluated: EvaluatedClass) -> None:
+    """Per test sample a picture `<defect>/<stem>.png`, and the float32 map at the stored image's size,
+    `test/<defect>/<stem>.tiff`.
     """
-    low, high = np.percentile(scores.maps, PICTURE_RANGE)
-    for files, anomaly_map in zip(scores.files, scores.maps, strict=True):
-        image = stored_image(files)
-        shape = (image.shape[0], image.shape[1])
-        resized = resize_map(anomaly_map, shape)
+    maps = evaluated.predictions.maps
+    low, high = (float(limit) for limit in np.percentile(maps, PICTURE_RANGE))
+    for files, anomaly_map in zip(evaluated.files, maps, strict=True):
+        image = read_rgb(files.rgb)
+        resized = resize_map(anomaly_map, (image.shape[0], image.shape[1]))
         defect, stem = files.rgb.parents[1].name, files.rgb.stem
-        write_map(folder / class_name / "test" / defect / f"{stem}.tiff", resized)
-        picture = folder / class_name / defect / f"{stem}.png"
-        write_picture(picture, image, stored_mask(files, shape), resized, (float(low), float(high)))
+        write_map(folder / "test" / defect / f"{stem}.tiff", resized)
+        write_picture(folder / defect / f"{stem}.png", image, stored_mask(files), resized, (low, high))
+
+
+def _load_item(item: Any, image_size: int) -> Sample:
+    return load_sample(item.rgb, item.xyz, image_size)
+
+
+def _names(samples: Sequence[Any]) -> list[str]:
+    """What each sample is called in reports: its path, or its number."""
+    return [item.path if isinstance(item, SampleFiles) else _name(i, item) for i, item in enumerate(samples)]
+
+
+def _name(number: int, pair: tuple[Picture, Picture]) -> str:
+    return f"sample {number}" if isinstance(pair[0], np.ndarray) else str(pair[0])
+
+
+def _check_same(what: str, fitted: dict[str, Any], given: dict[str, Any], path: str | Path) -> None:
+    different = [
+        f"{name} {fitted.get(name)!r}, given {given.get(name)!r}"
+        for name in {**fitted, **given}
+        if fitted.get(name) != given.get(name)
+    ]
+    if different:
+        raise DetectorFileError(f"{path}: was fitted with other {what}: {'; '.join(different)}")

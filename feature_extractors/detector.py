@@ -1,78 +1,98 @@
-"""Banks and decision of one class: fit on the training patches, predict a sample."""
+"""Banks and decision of one class: fitted on the training patches, asked for the score of a sample."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 
-from feature_extractors.decision import OneClassDecision, make_decision
-from feature_extractors.memory_bank.bank import MemoryBank, feeding, fit_memory_bank, standardizations
-from feature_extractors.memory_bank.training_patches import Standardization, TrainingPatches
+from feature_extractors.decision import Decision, SumDecision, fit_one_class_decision
+from feature_extractors.memory_bank.bank import MemoryBank, fit_memory_bank
+from feature_extractors.memory_bank.training_patches import (
+    NO_STANDARDIZATION,
+    Standardization,
+    TrainingPatches,
+)
+from feature_extractors.methods import BankSpec
 from feature_extractors.settings import Settings
 from utils.structures import Modality, Patches, Score
 
 DEFAULT_RANDOM_STATE = 0  # what the released code amounts to when --random_state is not given
+Training = Mapping[Modality, TrainingPatches]
 
 
+@dataclass(frozen=True)
 class Detector:
-    """The fitted method of one class.
+    """A fitted method: its banks by what fills them, in column order, and the decision over their scores."""
 
-    Attributes ending in _ are there after fit: banks_ and standardizations_ by modality.
-    """
+    banks: Mapping[Modality, MemoryBank]
+    decision: Decision
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.decision = make_decision(settings)
-        self.banks_: dict[Modality, MemoryBank] = {}
-        self.standardizations_: dict[Modality, Standardization | None] = {}
+    def score(self, patches: Mapping[Modality, Patches]) -> Score:
+        """Image score and map of one sample; higher = more anomalous."""
+        return self.decision.decide([bank.score(patches[name]) for name, bank in self.banks.items()])
 
-    def fit_banks(self, training: dict[Modality, TrainingPatches]) -> Detector:
-        """Standardise the training patches, in place, and reduce each kind to its bank."""
-        self.standardizations_ = standardizations(training, self.settings)
-        for name, by in self.standardizations_.items():
-            if by is not None:
-                training[name].standardize(by)
-        random_state = self._random_state()
-        for name in self.settings.method.banks:
-            self.banks_[name] = fit_memory_bank(
-                feeding(training[name], name, self.settings),
-                self.settings,
-                size_of=self._coreset_size_of(name, training),
-                zero_row=self.settings.method.zero_row and name == "xyz",
-                random_state=random_state,
-            )
-        return self
 
-    def fit_decision(self, training: dict[Modality, TrainingPatches]) -> Detector:
-        """Fit the decision on the training samples' scores; `training` is what fit_banks has standardised."""
-        if isinstance(self.decision, OneClassDecision):
-            per_sample = zip(*(training[name] for name in self.settings.method.banks), strict=True)
-            self.decision.fit([self._bank_scores(list(patches)) for patches in per_sample])
-        return self
+def fit_banks(training: Training, settings: Settings) -> dict[Modality, MemoryBank]:
+    """The memory banks of the method's row. Raises ValueError when the features leave nothing to choose from."""
+    first = _feeding(settings.method.banks[0], training, settings)
+    # as released, all banks after the first count the rows that its coreset has left
+    left_in_first = int(settings.f_coreset * len(first.row_of_patch))
+    own_share = settings.quirks.coreset_size == "each"
+    random_state = _random_state(settings)
+    banks: dict[Modality, MemoryBank] = {}
+    for spec in settings.method.banks:
+        patches = _feeding(spec, training, settings)
+        counts_own = own_share or not banks
+        banks[spec.source] = fit_memory_bank(
+            patches,
+            _standardization(spec, training, settings),
+            settings,
+            coreset_rows=len(patches.row_of_patch) if counts_own else left_in_first,
+            zero_row=spec.zero_row,
+            random_state=random_state,
+        )
+    return banks
 
-    def predict(self, patches: dict[Modality, Patches]) -> Score:
-        """Image score and map of one sample from its raw patches; higher = more anomalous."""
-        standardized = [self._standardized(name, patches[name]) for name in self.settings.method.banks]
-        return self.decision.decide(self._bank_scores(standardized))
 
-    def _bank_scores(self, standardized: list[Patches]) -> list[Score]:
-        banks = (self.banks_[name] for name in self.settings.method.banks)
-        return [bank.score(patches) for bank, patches in zip(banks, standardized, strict=True)]
+def fit_decision(banks: Mapping[Modality, MemoryBank], training: Training, settings: Settings) -> Decision:
+    """The decision of the method's row; one-class SVMs learn from the training samples' scores."""
+    if settings.method.decision == "sum":
+        return SumDecision()
+    samples = zip(*(training[name] for name in banks), strict=True)
+    scores = [
+        [bank.score(patches) for bank, patches in zip(banks.values(), sample, strict=True)]
+        for sample in samples
+    ]
+    return fit_one_class_decision(scores, settings)
 
-    def _standardized(self, name: Modality, patches: Patches) -> Patches:
-        by = self.standardizations_[name]
-        return patches if by is None else Patches(by.apply(patches.rows), patches.index, patches.side)
 
-    def _random_state(self) -> int | np.random.RandomState:
-        if self.settings.random_state is None:
-            return np.random.RandomState(DEFAULT_RANDOM_STATE)  # consumed bank by bank
-        return self.settings.random_state  # anew for each bank
+def _standardization(spec: BankSpec, training: Training, settings: Settings) -> Standardization:
+    if spec.standardize == "none":
+        return NO_STANDARDIZATION
+    if spec.standardize == "own":
+        patches = training[spec.source]
+        return _checked(patches.mean(), patches.std(), spec.source)
+    xyz = next(bank for bank in settings.method.banks if bank.source == "xyz")
+    return _checked(_feeding(xyz, training, settings).mean(), training["rgb"].std(), "rgb")
 
-    def _coreset_size_of(self, name: Modality, training: dict[Modality, TrainingPatches]) -> int | None:
-        """How many rows the coreset's fraction counts; None = the bank's own.
 
-        As released, all banks after xyz count the rows that the coreset has left of xyz.
-        """
-        banks, each = self.settings.method.banks, self.settings.quirks.coreset_size == "each"
-        if each or name == banks[0]:
-            return None
-        return int(self.settings.f_coreset * len(feeding(training[banks[0]], banks[0], self.settings).index))
+def _checked(mean: float, std: float, name: str) -> Standardization:
+    if std == 0:
+        raise ValueError(f"all {name} features of the training samples are equal: nothing to standardise by")
+    return Standardization(mean, std)
+
+
+def _feeding(spec: BankSpec, training: Training, settings: Settings) -> TrainingPatches:
+    """The training patches that feed a bank: with `--asy_memory_bank K` only the first K samples' for some."""
+    patches = training[spec.source]
+    if settings.asy_memory_bank is None or not spec.limited:
+        return patches
+    return patches.first(settings.asy_memory_bank)
+
+
+def _random_state(settings: Settings) -> int | np.random.RandomState:
+    if settings.random_state is None:
+        return np.random.RandomState(DEFAULT_RANDOM_STATE)  # consumed bank by bank
+    return settings.random_state  # anew for each bank

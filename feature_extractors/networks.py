@@ -2,84 +2,120 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from feature_extractors.settings import Settings
-from models.point_transformer.transformer import PointTransformer
-from models.point_transformer.weights import POINT_WEIGHTS, load_point_transformer, random_point_transformer
+from models.backbones import CloudEncoder
+from models.downloads import CheckpointError, Download
 from models.uff.block import FusionBlock, load_fusion_block, random_fusion_block
-from models.vit import VITS, load_vit, random_vit
 from utils.resources import sha256_of
 
+DEFAULT_FUSION_CHECKPOINT = Path("checkpoints/checkpoint-0.pth")  # the release's --fusion_module_path
 NO_WEIGHTS = "none needed"
 RANDOM = "random"
 
 
-@dataclass
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where weights come from; random ones only where the user asked for them.
+
+    fusion_module_path None: DEFAULT_FUSION_CHECKPOINT, or random with random_weights.
+    """
+
+    checkpoint_dir: Path = Path("checkpoints")
+    fusion_module_path: Path | None = None
+    random_weights: bool = False
+
+    def backbone(self, download: Download | None) -> Path | None:
+        """The file of a backbone; None where its weights are random, or it has none."""
+        if self.random_weights or download is None:
+            return None
+        return download.path_in(self.checkpoint_dir)
+
+    def fusion(self) -> Path | None:
+        """The file of the fusion block; None where its weights are random."""
+        if self.random_weights and self.fusion_module_path is None:
+            return None
+        return self.fusion_module_path or DEFAULT_FUSION_CHECKPOINT
+
+
+@dataclass(frozen=True)
 class Networks:
-    """The networks that a method needs; the others are None (FPFH has none).
+    """The networks that a method needs, on their device; the others are None.
 
-    sources: where the weights of each modality are from.
+    origins: where the weights of each modality are from, files with their checksums.
     """
 
-    rgb: nn.Module | None = None
-    xyz: PointTransformer | None = None
-    fusion: FusionBlock | None = None
-    sources: dict[str, str] = field(default_factory=dict)
+    rgb: nn.Module | None
+    xyz: CloudEncoder | None
+    fusion: FusionBlock | None
+    origins: dict[str, str]
 
 
-def load_networks(settings: Settings, checkpoint_dir: Path | None, fusion_path: Path | None) -> Networks:
-    """Load what the method needs: the backbones from `checkpoint_dir`, UFF from `fusion_path`.
+def load_networks(settings: Settings, weights: WeightsSource, device: torch.device) -> Networks:
+    """Load what the method needs; random weights are drawn by `settings.seed`.
 
-    None in the place of a path means random weights, drawn by `settings.seed`. Raises CheckpointError.
+    Raises CheckpointError: missing files are all named at once, before any is read.
     """
-    spec, networks = settings.method, Networks()
+    check_files(settings, weights)
+    needed = settings.method.backbones
+    origins: dict[str, str] = {}
+    rgb = xyz = fusion = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        if spec.uses_rgb:
-            networks.rgb, networks.sources["rgb"] = _rgb_network(settings, checkpoint_dir)
-        if spec.uses_xyz and settings.xyz_backbone_name == "FPFH":
-            networks.sources["xyz"] = NO_WEIGHTS
-        elif spec.uses_xyz:
-            networks.xyz, networks.sources["xyz"] = _xyz_network(settings, checkpoint_dir)
-    if spec.uses_fusion:
-        networks.fusion, networks.sources["fusion"] = _fusion_network(settings, fusion_path)
-    return networks
+        if "rgb" in needed:
+            path = weights.backbone(settings.rgb_backbone.download)
+            rgb = settings.rgb_backbone.build(settings.img_size, path).to(device)
+            origins["rgb"] = _origin(path, settings)
+        if "xyz" in needed:
+            row = settings.xyz_backbone
+            path = weights.backbone(row.download)
+            xyz = row.build(settings.xyz_options, path).to(device)
+            origins["xyz"] = _origin(path, settings) if row.download else NO_WEIGHTS
+    if "fusion" in settings.method.sources:
+        path = weights.fusion()
+        fusion = _fusion_block(settings, path).to(device)
+        origins["fusion"] = _origin(path, settings)
+    return Networks(rgb, xyz, fusion, origins)
 
 
-def _rgb_network(settings: Settings, folder: Path | None) -> tuple[nn.Module, str]:
-    name, size = settings.rgb_backbone_name, settings.img_size
-    if folder is None:
-        return random_vit(name, size), _random(settings)
-    path = VITS[name].download.path_in(folder)
-    network = load_vit(name, folder, size)
-    return network, _file(path) if path.is_file() else f"timm {VITS[name].timm_name}"
+def check_files(settings: Settings, weights: WeightsSource) -> None:
+    """Raises CheckpointError naming every weights file that the method needs and that is not there."""
+    downloads = {"rgb": settings.rgb_backbone.download, "xyz": settings.xyz_backbone.download}
+    missing = [
+        f"{path}: no such file; {download.remedy()}"
+        for part, download in downloads.items()
+        if part in settings.method.backbones
+        and download
+        and (path := weights.backbone(download))
+        and not path.is_file()
+    ]
+    if "fusion" in settings.method.sources and (path := weights.fusion()) and not path.is_file():
+        missing.append(
+            f"{path}: no such file; train it with fusion_pretrain.py or download 'UFF module' (README, "
+            "'Checkpoints'), and name it with --fusion_module_path"
+        )
+    if missing:
+        raise CheckpointError(
+            "\n  ".join(missing) + "\n  (--random_weights runs without them, for smoke tests only)"
+        )
 
 
-def _xyz_network(settings: Settings, folder: Path | None) -> tuple[PointTransformer, str]:
-    name, batchnorm = settings.xyz_backbone_name, settings.quirks.batchnorm
-    drop_path = settings.quirks.drop_path == "live"
-    if folder is None:
-        network = random_point_transformer(name, batchnorm=batchnorm, drop_path=drop_path)
-        return network, _random(settings)
-    network = load_point_transformer(name, folder, batchnorm=batchnorm, drop_path=drop_path)
-    return network, _file(POINT_WEIGHTS[name].download.path_in(folder))
+def _fusion_block(settings: Settings, path: Path | None) -> FusionBlock:
+    dims = {"xyz_dim": settings.xyz_backbone.dim, "rgb_dim": settings.rgb_backbone.dim}
+    return load_fusion_block(path, **dims) if path else random_fusion_block(**dims, seed=settings.seed)
 
 
-def _fusion_network(settings: Settings, path: Path | None) -> tuple[FusionBlock, str]:
-    rgb_dim = VITS[settings.rgb_backbone_name].dim
-    if path is None:
-        return random_fusion_block(settings.xyz_dim, rgb_dim, settings.seed), _random(settings)
-    return load_fusion_block(path, xyz_dim=settings.xyz_dim, rgb_dim=rgb_dim), _file(path)
+def _origin(path: Path | None, settings: Settings) -> str:
+    return f"{path.name} sha256:{sha256_of(path)}" if path else f"{RANDOM}, seed {settings.seed}"
 
 
-def _random(settings: Settings) -> str:
-    return f"{RANDOM}, seed {settings.seed}"
+def attention() -> str:
+    """Which attention timm computes: "fused" or "explicit" (TIMM_FUSED_ATTN=0); features differ in the last digits."""
+    from timm.layers import use_fused_attn
 
-
-def _file(path: Path) -> str:
-    return f"{path.name} sha256:{sha256_of(path)}"
+    return "fused" if use_fused_attn() else "explicit"

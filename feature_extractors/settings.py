@@ -1,95 +1,35 @@
-"""All numbers a run depends on, in two frozen objects: the quirks of the released code, and the rest."""
+"""All numbers that a method's scores depend on besides the data and the weights, in one frozen object."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args, get_type_hints
+from typing import Any, Literal, get_type_hints
 
-from feature_extractors.methods import METHODS, XYZ_DIMS, MethodSpec
+from feature_extractors.methods import MADE_OF, METHODS, MethodSpec
+from feature_extractors.quirks import Quirks
+from models.backbones import RGB_BACKBONES, XYZ_BACKBONES, RgbBackbone, XyzBackbone, XyzOptions
+from utils.schema import check_fields
+from utils.structures import Modality
 
-RGB_STRIDE = 8  # pixels per side of an rgb patch
-
-
-@dataclass(frozen=True)
-class Quirks:
-    """Where the released code, its paper and we may differ; defaults are ours.
-
-    Field by field (README, "Quirks"): which rgb patch is saved beside an xyz row for UFF training; whose
-    statistics the group encoder's BatchNorm uses; whether DropPath is live while extracting; whose mean and std
-    the banks use; how the coreset sizes are counted; the arithmetic of the greedy k-centre; what happens to
-    rows of zeros; whether DINO+Point_MAE divides its distances by 1000; whether DINO and Point_MAE add 1e-5 in
-    the weight; how the distances of the 3-NN interpolation are computed; whether the image score's weight
-    leaves m* itself out; the blur; and whether one sample more than `--max_sample` is used.
-    """
-
-    uff_pairing: Literal["colocated", "scrambled"] = "colocated"
-    batchnorm: Literal["cloud", "running"] = "cloud"
-    drop_path: Literal["off", "live"] = "off"
-    standardize: Literal["released", "own"] = "released"
-    coreset_size: Literal["released", "each"] = "released"
-    coreset_dtype: Literal["float16", "float32"] = "float16"
-    zero_rows: Literal["released", "keep"] = "released"
-    distance_scale: Literal["released", "none"] = "released"
-    reweight_eps: Literal["released", "zero"] = "released"
-    interpolation: Literal["released", "exact"] = "released"
-    reweight_neighbours: Literal["without_self", "with_self"] = "without_self"
-    blur: Literal["pil_8bit", "gaussian"] = "pil_8bit"
-    sample_limit: Literal["max_sample", "one_more"] = "max_sample"
-
-    def replace(self, changes: dict[str, str]) -> Quirks:
-        """A copy with some fields changed.
-
-        Raises ValueError for an unknown field or value.
-        """
-        allowed = quirk_values()
-        for name, value in changes.items():
-            if name not in allowed:
-                raise ValueError(f"--quirk {name}: no such quirk; there are {', '.join(allowed)}")
-            if value not in allowed[name]:
-                raise ValueError(f"--quirk {name}={value}: must be one of {', '.join(allowed[name])}")
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
-
-
-def quirk_values() -> dict[str, tuple[str, ...]]:
-    """The values that each quirk may have, ours first."""
-    return {name: get_args(hint) for name, hint in get_type_hints(Quirks).items()}
-
-
-PROTOCOLS = {
-    "ours": Quirks(),
-    "released": Quirks(uff_pairing="scrambled", drop_path="live", sample_limit="one_more"),
-    "published": Quirks(
-        batchnorm="running",
-        standardize="own",
-        coreset_size="each",
-        coreset_dtype="float32",
-        zero_rows="keep",
-        distance_scale="none",
-        reweight_eps="zero",
-        interpolation="exact",
-        reweight_neighbours="with_self",
-        blur="gaussian",
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Lambdas:
-    """Factors of the banks' image scores and maps before the one-class SVMs."""
-
-    score: dict[str, float] = field(default_factory=lambda: {"xyz": 1.0, "rgb": 0.1, "fusion": 1.0})
-    map: dict[str, float] = field(default_factory=lambda: {"xyz": 1.0, "rgb": 0.1, "fusion": 1.0})
+DEFAULT_XYZ_BACKBONE = "Point_MAE"
+FeatureDtype = Literal["float32", "float16"]
+LAMBDAS = tuple(f"{source}_{kind}_lambda" for source in MADE_OF for kind in ("s", "smap"))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a method's numbers depend on besides the data and the weights."""
+    """What a run is; fields are named as main.py's flags, whose help says what they do.
+
+    Raises ValueError naming the flag for values that are out of range or do not go together. `method` is the
+    row of METHODS with the quirks and the lambdas applied to it, made once, at construction.
+    """
 
     method_name: str = "DINO+Point_MAE+Fusion"
     rgb_backbone_name: str = "vit_base_patch8_224_dino"
-    xyz_backbone_name: str = "Point_MAE"
-    protocol: str = "ours"
+    xyz_backbone_name: str = ""  # as the method says
     quirks: Quirks = field(default_factory=Quirks)
     img_size: int = 224
     num_group: int = 1024
@@ -102,46 +42,157 @@ class Settings:
     rm_zero_for_project: bool = False
     ocsvm_nu: float = 0.5
     ocsvm_maxiter: int = 1000
-    lambdas: Lambdas = field(default_factory=Lambdas)
-    feature_dtype: Literal["float32", "float16"] | None = None
+    xyz_s_lambda: float | None = None  # None: the factor in the method's row
+    xyz_smap_lambda: float | None = None
+    rgb_s_lambda: float | None = None
+    rgb_smap_lambda: float | None = None
+    fusion_s_lambda: float | None = None
+    fusion_smap_lambda: float | None = None
+    feature_dtype: FeatureDtype | None = None  # None: as the backbones give them
     precision: Literal["float32", "bf16"] = "float32"
     seed: int = 0
+    method: MethodSpec = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _check_choice("--method_name", self.method_name, METHODS)
+        row = METHODS[self.method_name]
+        if not self.xyz_backbone_name:
+            object.__setattr__(self, "xyz_backbone_name", row.xyz_backbone or DEFAULT_XYZ_BACKBONE)
+        _check_choice("--rgb_backbone_name", self.rgb_backbone_name, RGB_BACKBONES)
+        _check_choice("--xyz_backbone_name", self.xyz_backbone_name, XYZ_BACKBONES)
+        object.__setattr__(self, "method", self._with_lambdas(self.quirks.applied_to(row)))
+        problem = next((text for holds, text in _problems(self) if holds), None)
+        if problem:
+            raise ValueError(problem)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Settings:
+        """The settings that `as_dict` gave. Raises ValueError naming the field that is not known or of another type."""
+        hints = {name: hint for name, hint in get_type_hints(cls).items() if name != "method"}
+        check_fields(values, {**hints, "quirks": dict[str, str]})
+        return cls(**{**values, "quirks": Quirks().replace(values["quirks"])})
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain data, for JSON."""
+        names = [item.name for item in dataclasses.fields(self) if item.init and item.name != "quirks"]
+        return {**{name: getattr(self, name) for name in names}, "quirks": dataclasses.asdict(self.quirks)}
 
     @property
-    def method(self) -> MethodSpec:
-        """The method's row, with the quirks of the protocol applied to it."""
-        return apply_quirks(METHODS[self.method_name], self.quirks)
+    def rgb_backbone(self) -> RgbBackbone:
+        return RGB_BACKBONES[self.rgb_backbone_name]
 
     @property
-    def xyz_dim(self) -> int:
-        """Dims of an xyz patch."""
-        return XYZ_DIMS[self.xyz_backbone_name]
-
-    @property
-    def xyz_side(self) -> int:
-        """Patches a side of the xyz grid."""
-        return self.img_size // self.method.xyz_stride
+    def xyz_backbone(self) -> XyzBackbone:
+        return XYZ_BACKBONES[self.xyz_backbone_name]
 
     @property
     def rgb_side(self) -> int:
         """Patches a side of the rgb grid."""
-        return self.img_size // RGB_STRIDE
+        return self.img_size // self.rgb_backbone.stride
+
+    @property
+    def xyz_side(self) -> int:
+        """Patches a side of the xyz grid."""
+        return self.img_size // self.xyz_backbone.stride
+
+    def dim(self, source: Modality) -> int:
+        """Dims of a patch of that kind; a fused one holds those it is made of."""
+        own = {"rgb": self.rgb_backbone.dim, "xyz": self.xyz_backbone.dim}
+        return sum(own[part] for part in MADE_OF[source])
+
+    @property
+    def xyz_options(self) -> XyzOptions:
+        """What the xyz backbone needs to know."""
+        return XyzOptions(
+            image_size=self.img_size,
+            num_group=self.num_group,
+            group_size=self.group_size,
+            batchnorm=self.quirks.batchnorm,
+            drop_path=self.quirks.drop_path == "live",
+            interpolation=self.quirks.interpolation,
+        )
 
     @property
     def sample_limit(self) -> int:
         """How many training samples are used at most."""
         return self.max_sample + (self.quirks.sample_limit == "one_more")
 
+    def _with_lambdas(self, row: MethodSpec) -> MethodSpec:
+        banks = []
+        for bank in row.banks:
+            score, pixel = (
+                getattr(self, f"{bank.source}_s_lambda"),
+                getattr(self, f"{bank.source}_smap_lambda"),
+            )
+            banks.append(
+                dataclasses.replace(
+                    bank,
+                    score_factor=bank.score_factor if score is None else score,
+                    map_factor=bank.map_factor if pixel is None else pixel,
+                )
+            )
+        return dataclasses.replace(row, banks=tuple(banks))
 
-def apply_quirks(spec: MethodSpec, quirks: Quirks) -> MethodSpec:
-    """The method as the quirks want it."""
-    changes: dict[str, object] = {}
-    if quirks.standardize == "own":
-        changes["standardize"] = "own"
-    if quirks.distance_scale == "none":
-        changes["distance_scale"] = 1.0
-    if quirks.reweight_eps == "zero":
-        changes["reweight_eps"] = 0.0
-    if quirks.zero_rows == "keep":
-        changes["zero_row"] = False
-    return dataclasses.replace(spec, **changes)  # type: ignore[arg-type]
+
+def _problems(s: Settings) -> list[tuple[bool, str]]:
+    """What may be wrong with settings, and what to type instead."""
+    row, grid = s.method, _grid_step(s)
+    positive = ("img_size", "num_group", "group_size", "max_sample", "ocsvm_maxiter")
+    return [
+        *((getattr(s, name) < 1, f"--{name} {getattr(s, name)} must be at least 1") for name in positive),
+        (
+            row.xyz_backbone not in (None, s.xyz_backbone_name),
+            f"--method_name {s.method_name} has no other backbone than {row.xyz_backbone}; drop "
+            f"--xyz_backbone_name {s.xyz_backbone_name}, or use --method_name Point_MAE",
+        ),
+        (
+            s.img_size % grid != 0,
+            f"--img_size {s.img_size} is no multiple of {grid}, the side of the backbones' patches; use 224",
+        ),
+        (
+            "fusion" in row.sources and s.xyz_side % s.rgb_side != 0,
+            f"--xyz_backbone_name {s.xyz_backbone_name} has a grid of side {s.xyz_side}, no multiple of the "
+            f"{s.rgb_side} of --rgb_backbone_name {s.rgb_backbone_name}: their patches can't be fused",
+        ),
+        *(
+            (not math.isfinite(value), f"--{name} {value} must be a finite number")
+            for name in LAMBDAS
+            if (value := getattr(s, name)) is not None
+        ),
+        (
+            not 0 < s.f_coreset <= 1,
+            f"--f_coreset {s.f_coreset} must be a share above 0, 1 at most; the release uses 0.1",
+        ),
+        (
+            not 0 < s.coreset_eps < 1,
+            f"--coreset_eps {s.coreset_eps} must lie between 0 and 1, both excluded; the release uses 0.9",
+        ),
+        (
+            not 0 < s.ocsvm_nu <= 1,
+            f"--ocsvm_nu {s.ocsvm_nu} must be above 0, 1 at most; the release uses 0.5",
+        ),
+        (
+            s.rm_zero_for_project and row.sources != ("xyz",),
+            "--rm_zero_for_project works on a single xyz bank; use --method_name Point_MAE",
+        ),
+        (
+            s.asy_memory_bank is not None and not any(bank.limited for bank in row.banks),
+            f"--asy_memory_bank limits no bank of --method_name {s.method_name}; "
+            "use --method_name DINO+Point_MAE+Fusion",
+        ),
+        (
+            s.asy_memory_bank is not None and s.asy_memory_bank < 1,
+            f"--asy_memory_bank {s.asy_memory_bank} must be at least 1",
+        ),
+    ]
+
+
+def _grid_step(s: Settings) -> int:
+    """What the image side must be a multiple of."""
+    strides = {"rgb": s.rgb_backbone.stride, "xyz": s.xyz_backbone.stride}
+    return max([strides[part] for part in s.method.backbones if part in strides] + [8])
+
+
+def _check_choice(flag: str, value: str, choices: Mapping[str, object]) -> None:
+    if value not in choices:
+        raise ValueError(f"{flag} {value}: choose one of {', '.join(choices)}")

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from utils.structures import AlignmentOperator, Patches
 
-Interpolation = Literal["exact", "released"]
+Interpolation = Literal["exact", "cancelling"]
 
-NEIGHBORS = 3
+INTERPOLATION_NEIGHBORS = 3
 DISTANCE_EPS = 1e-8  # m^2, PointNet++ feature propagation
 MEAN_WINDOW = 3
-POINTS_AT_ONCE = 512  # at least, but for smaller clouds: products of a few rows round otherwise
+POINTS_AT_ONCE = 512  # minimum chunk: BLAS rounds very small products differently
 
 
 def alignment_operator(
@@ -54,10 +54,10 @@ def alignment_operator(
     )
     patches = _pooling_matrix(image_size, side) @ interpolate
     row_length = np.diff(patches.indptr)
-    row_index = np.flatnonzero(row_length)
+    patch_of_row = np.flatnonzero(row_length)
     return AlignmentOperator(
-        row_index=row_index,
-        crow=np.append(0, row_length[row_index].cumsum()),
+        patch_of_row=patch_of_row,
+        crow=np.append(0, row_length[patch_of_row].cumsum()),
         col=patches.indices.astype(np.int64),
         value=patches.data.astype(np.float32),
         side=side,
@@ -73,19 +73,19 @@ def align(operator: AlignmentOperator, tokens: Tensor) -> Patches:
     """
     if len(tokens) != operator.num_group:
         raise ValueError(f"{len(tokens)} tokens for an operator on {operator.num_group} groups")
-    col, crow, value, row_index = (
+    col, crow, value, patch_of_row = (
         torch.from_numpy(array).to(tokens.device)
-        for array in (operator.col, operator.crow, operator.value, operator.row_index)
+        for array in (operator.col, operator.crow, operator.value, operator.patch_of_row)
     )
     rows = F.embedding_bag(
         col, tokens.float(), crow, mode="sum", per_sample_weights=value, include_last_offset=True
     )  # (U, C): the weighted sum of each row's tokens
     num_rows, num_patches = len(rows), operator.side**2
-    index = torch.full((num_patches,), num_rows, device=tokens.device)
-    index[row_index] = torch.arange(num_rows, device=tokens.device)
+    row_of_patch = torch.full((num_patches,), num_rows, device=tokens.device)
+    row_of_patch[patch_of_row] = torch.arange(num_rows, device=tokens.device)
     if num_rows < num_patches:
         rows = F.pad(rows, (0, 0, 0, 1))
-    return Patches(rows, index, operator.side)
+    return Patches(rows, row_of_patch, operator.side)
 
 
 def pool_points(features: np.ndarray, pixel_index: np.ndarray, *, image_size: int, side: int) -> Patches:
@@ -104,9 +104,9 @@ def pool_points(features: np.ndarray, pixel_index: np.ndarray, *, image_size: in
 def _with_one_empty_row(dense: Tensor, side: int) -> Patches:
     occupied = (dense != 0).any(dim=1)
     count = int(occupied.sum())
-    index = torch.where(occupied, occupied.cumsum(0) - 1, count)
+    row_of_patch = torch.where(occupied, occupied.cumsum(0) - 1, count)
     rows = dense[occupied]
-    return Patches(F.pad(rows, (0, 0, 0, 1)) if count < len(dense) else rows, index, side)
+    return Patches(F.pad(rows, (0, 0, 0, 1)) if count < len(dense) else rows, row_of_patch, side)
 
 
 def interpolation_weights(
@@ -115,9 +115,9 @@ def interpolation_weights(
     """How each point (N, 3) takes its feature from the centres (G, 3): weights (N, k) and which centres (N, k).
 
     The k = min(3, G) nearest centres, weighted by 1 / (d^2 + 1e-8), normalised. "exact": float64 distances;
-    "released": float32 ones that cancel, see `_nearest_centers_as_released`.
+    "cancelling": float32 ones that cancel, see `_nearest_centers_cancelling`.
     """
-    nearest = _nearest_centers if interpolation == "exact" else _nearest_centers_as_released
+    nearest = _nearest_centers if interpolation == "exact" else _nearest_centers_cancelling
     squared_distance, center = nearest(points, centers)
     weight = 1 / (squared_distance + DISTANCE_EPS)
     return weight / weight.sum(axis=1, keepdims=True), center
@@ -133,28 +133,28 @@ def _check_pixels(points: np.ndarray, pixel_index: np.ndarray, image_size: int) 
 
 def _nearest_centers(points: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Squared distances (N, k) float64 to the k = min(3, G) nearest centres, and which those are (N, k)."""
-    ranks = np.arange(1, min(NEIGHBORS, len(centers)) + 1)
+    ranks = np.arange(1, min(INTERPOLATION_NEIGHBORS, len(centers)) + 1)
     distance, center = KDTree(centers).query(points, k=ranks)
     return distance**2, center
 
 
-def _nearest_centers_as_released(points: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _nearest_centers_cancelling(points: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """As `_nearest_centers`, by the released a^2 + b^2 - 2ab in float32 over all N x G pairs.
 
     The terms cancel: d^2 is wrong by some 1e-7 m^2, now and then negative, and other centres may seem nearest.
     Some of them tie, and then torch's sort decides, as in the release: a coreset feels the difference.
     """
     parts = np.array_split(points, max(1, len(points) // POINTS_AT_ONCE))
-    found = [_nearest_of_part_as_released(part, centers) for part in parts]
+    found = [_nearest_of_part_cancelling(part, centers) for part in parts]
     squared_distance, center = zip(*found, strict=True)
     return np.concatenate(squared_distance), np.concatenate(center)
 
 
-def _nearest_of_part_as_released(points: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _nearest_of_part_cancelling(points: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     point, center = torch.from_numpy(points), torch.from_numpy(centers)
     product = point @ center.T  # torch's product, whose rounding the released figures have
     point_squares, center_squares = (point**2).sum(dim=1), (center**2).sum(dim=1)
-    count = min(NEIGHBORS, len(centers))
+    count = min(INTERPOLATION_NEIGHBORS, len(centers))
     smallest, index = _smallest_shifted(
         product.numpy(), point_squares.numpy(), center_squares.numpy(), min(count + 1, len(centers))
     )

@@ -9,7 +9,6 @@ import argparse
 import pickle
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +16,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from models.downloads import CheckpointError
+
 SHOWN_KEYS = 3  # how many bad keys an error names
-
-
-class CheckpointError(ValueError):
-    """A weights file is missing or is not what it should be."""
-
-
-@dataclass(frozen=True)
-class Download:
-    """An original download: its file name and the heading of its link in the README."""
-
-    file: str
-    title: str
-
-    def path_in(self, folder: Path) -> Path:
-        return folder / self.file
-
-    def remedy(self) -> str:
-        return f"download '{self.title}' (README, 'Checkpoints') and put it there under this name"
 
 
 def read_torch_file(path: Path, remedy: str) -> Any:

@@ -1,140 +1,91 @@
-"""The image backbones: four ViTs with patches of 8 pixels, from the original downloads or through timm."""
+"""The image backbones of M3DM: four ViTs with patches of 8 pixels, from their original downloads."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
+from models.backbones import RgbBackbone
 from models.checkpoints import (
     CheckpointError,
-    Download,
     check_shapes,
     load_complete,
     read_numpy_shapes,
     read_torch_file,
 )
 
-PATCH = 8  # pixels a side
 TRAINED_SIDE = 224  # pixels; the position embeddings of all four files are for this size
-AUGREG = "B_8-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0"
 
 
-@dataclass(frozen=True)
-class VitSpec:
-    """One `--rgb_backbone_name`: its name in timm, its dims, its original download."""
+class VitPatches(nn.Module):
+    """A ViT's patch tokens after the final norm, the prefix tokens left out: (B, 3, S, S) -> (B, P, D)."""
 
-    timm_name: str
-    dim: int
-    download: Download
+    def __init__(self, vit: nn.Module, prefix_tokens: int) -> None:
+        super().__init__()
+        self.vit = vit
+        self.prefix_tokens = prefix_tokens
 
-
-VITS = {
-    "vit_base_patch8_224_dino": VitSpec(
-        "vit_base_patch8_224.dino", 768, Download("dino_vitbase8_pretrain.pth", "ViT-B/8 DINO")
-    ),
-    "vit_small_patch8_224_dino": VitSpec(
-        "vit_small_patch8_224.dino", 384, Download("dino_deitsmall8_pretrain.pth", "ViT-S/8 DINO")
-    ),
-    # timm's bare vit_base_patch8_224 has since come to mean other weights than those the release used
-    "vit_base_patch8_224": VitSpec(
-        "vit_base_patch8_224.augreg_in21k_ft_in1k",
-        768,
-        Download(f"{AUGREG}--imagenet2012-steps_20k-lr_0.01-res_224.npz", "ViT-B/8 supervised, ImageNet 1k"),
-    ),
-    "vit_base_patch8_224_in21k": VitSpec(
-        "vit_base_patch8_224.augreg_in21k",
-        768,
-        Download(f"{AUGREG}.npz", "ViT-B/8 supervised, ImageNet 21k"),
-    ),
-}
+    def forward(self, images: Tensor) -> Tensor:
+        return self.vit.forward_features(images)[:, self.prefix_tokens :]
 
 
-def load_vit(name: str, checkpoint_dir: Path, image_size: int) -> nn.Module:
-    """The frozen ViT `name` from its original download, or else through timm.
+def build_vit(row: RgbBackbone, image_size: int, checkpoint: Path | None) -> VitPatches:
+    """The frozen ViT of timm's name `row.variant`; with random weights where there is no checkpoint.
 
-    Raises CheckpointError when the file is damaged or incomplete, or is not there and can't be fetched.
+    Raises CheckpointError when the file is missing, damaged or incomplete.
     """
-    spec = VITS[name]
-    path = spec.download.path_in(checkpoint_dir)
-    if not path.is_file():
-        return _fetch(spec, path, image_size)
-    model = _create(spec, image_size)
-    if path.suffix == ".npz":
-        _load_jax_archive(model, path, spec.download.remedy())
-    else:
-        _load_state_dict(model, path, spec.download.remedy())
-    return _frozen(model)
-
-
-def random_vit(name: str, image_size: int) -> nn.Module:
-    """The frozen ViT `name` with random weights, drawn from torch's default generator."""
-    return _frozen(_create(VITS[name], image_size))
-
-
-def vit_patches(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Patch tokens after the final norm, the class token left out: (B, 3, S, S) -> (B, (S/8)^2, D)."""
-    return model.forward_features(images)[:, 1:]
-
-
-def _create(spec: VitSpec, image_size: int, **options: Any) -> nn.Module:
     import timm  # slow to import
 
-    return timm.create_model(spec.timm_name, num_classes=0, img_size=image_size, **options)
+    vit = timm.create_model(row.variant, num_classes=0, img_size=image_size)
+    if checkpoint is not None and row.download is not None:
+        load = _load_jax_archive if checkpoint.suffix == ".npz" else _load_state_dict
+        load(vit, row, checkpoint, row.download.remedy())
+    return VitPatches(vit, row.prefix_tokens).eval().requires_grad_(False)
 
 
-def _frozen(model: nn.Module) -> nn.Module:
-    return model.eval().requires_grad_(False)
-
-
-def _fetch(spec: VitSpec, path: Path, image_size: int) -> nn.Module:
-    print(f"{path} is not there: fetching {spec.timm_name} through timm")
-    try:
-        return _frozen(_create(spec, image_size, pretrained=True))
-    except Exception as error:  # whatever the hub's client and the network raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"{path}: no such file, and timm could not fetch {spec.timm_name} ({reason}); "
-            f"{spec.download.remedy()}, or try the pipeline without knowledge with --random_weights"
-        ) from error
-
-
-def _load_state_dict(model: nn.Module, path: Path, remedy: str) -> None:
+def _load_state_dict(vit: nn.Module, row: RgbBackbone, path: Path, remedy: str) -> None:
     state = read_torch_file(path, remedy)
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}, expected a state dict; {remedy}")
-    load_complete(model, _with_position_embedding_of(model, state), path, remedy)
+    load_complete(vit, _with_position_embedding_of(vit, row, state), path, remedy)
 
 
-def _with_position_embedding_of(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+def _with_position_embedding_of(vit: nn.Module, row: RgbBackbone, state: dict[str, Any]) -> dict[str, Any]:
     """The state with its position embedding interpolated to the model's grid, where that is another."""
     from timm.layers import resample_abs_pos_embed
 
-    trained, wanted = state.get("pos_embed"), model.pos_embed.shape
-    tokens = 1 + (TRAINED_SIDE // PATCH) ** 2
-    if not isinstance(trained, torch.Tensor) or trained.shape[1:2] != (tokens,) or trained.shape == wanted:
+    trained, tokens = state.get("pos_embed"), _trained_tokens(row)
+    if (
+        not isinstance(trained, Tensor)
+        or trained.shape[1:2] != (tokens,)
+        or trained.shape == vit.pos_embed.shape
+    ):
         return state
-    grid = list(model.patch_embed.grid_size)
-    return {**state, "pos_embed": resample_abs_pos_embed(trained, new_size=grid, num_prefix_tokens=1)}
+    grid = list(vit.patch_embed.grid_size)
+    resampled = resample_abs_pos_embed(trained, new_size=grid, num_prefix_tokens=row.prefix_tokens)
+    return {**state, "pos_embed": resampled}
 
 
-def _load_jax_archive(model: nn.Module, path: Path, remedy: str) -> None:
-    check_shapes(read_numpy_shapes(path, remedy), _jax_layout(model), path, remedy)
-    model.load_pretrained(str(path))
+def _load_jax_archive(vit: nn.Module, row: RgbBackbone, path: Path, remedy: str) -> None:
+    check_shapes(read_numpy_shapes(path, remedy), _jax_layout(vit, row), path, remedy)
+    vit.load_pretrained(str(path))
 
 
-def _jax_layout(model: Any) -> dict[str, tuple[int, ...]]:
+def _trained_tokens(row: RgbBackbone) -> int:
+    return row.prefix_tokens + (TRAINED_SIDE // row.stride) ** 2
+
+
+def _jax_layout(vit: Any, row: RgbBackbone) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the encoder's arrays in an augreg .npz file."""
-    dim, heads = model.embed_dim, model.blocks[0].attn.num_heads
-    hidden, head_dim = model.blocks[0].mlp.fc1.out_features, dim // heads
+    dim, heads = row.dim, vit.blocks[0].attn.num_heads
+    hidden, head_dim = vit.blocks[0].mlp.fc1.out_features, dim // heads
     layout: dict[str, tuple[int, ...]] = {
         "cls": (1, 1, dim),
-        "embedding/kernel": (PATCH, PATCH, 3, dim),
+        "embedding/kernel": (row.stride, row.stride, 3, dim),
         "embedding/bias": (dim,),
-        "Transformer/posembed_input/pos_embedding": (1, 1 + (TRAINED_SIDE // PATCH) ** 2, dim),
+        "Transformer/posembed_input/pos_embedding": (1, _trained_tokens(row), dim),
         "Transformer/encoder_norm/scale": (dim,),
         "Transformer/encoder_norm/bias": (dim,),
     }
@@ -151,6 +102,6 @@ def _jax_layout(model: Any) -> dict[str, tuple[int, ...]]:
     for part in ("query", "key", "value"):
         block[f"MultiHeadDotProductAttention_1/{part}/kernel"] = (dim, heads, head_dim)
         block[f"MultiHeadDotProductAttention_1/{part}/bias"] = (heads, head_dim)
-    for i in range(len(model.blocks)):
+    for i in range(len(vit.blocks)):
         layout |= {f"Transformer/encoderblock_{i}/{key}": shape for key, shape in block.items()}
     return layout

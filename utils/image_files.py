@@ -73,6 +73,15 @@ def read_xyz(path: str | Path) -> np.ndarray:
         return np.ascontiguousarray(cloud, dtype=np.float32)
 
 
+def image_shape(path: str | Path) -> tuple[int, int]:
+    """Height and width of an image, from its header. Raises SampleFileError."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except Exception as error:  # damaged bytes may raise anything in a decoder
+        raise SampleFileError(path, f"is no readable image ({error!r})") from error
+
+
 def encode_png(pixels: np.ndarray) -> bytes:
     """Png of (H, W, 3) or (H, W) uint8; the same pixels give the same bytes."""
     buffer = io.BytesIO()

@@ -99,3 +99,20 @@ def _auc_from_sorted(negative_sorted: np.ndarray, positive: np.ndarray) -> float
     not_above = np.searchsorted(negative_sorted, positive, side="right")
     wins = (below.sum(dtype=np.int64) + not_above.sum(dtype=np.int64)) / 2
     return float(wins / negative_sorted.size / positive.size)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    labels: np.ndarray
+    scores: np.ndarray
+    masks: np.ndarray | None
+    maps: np.ndarray
+
+
+def measure(p: Predictions) -> dict[str, float | None]:
+    pixels = pixel_metrics(p.masks, p.maps)
+    return {
+        "image_rocauc": roc_auc(p.labels, p.scores),
+        "pixel_rocauc": pixels.pixel_rocauc,
+        "au_pro": pixels.au_pro,
+    }

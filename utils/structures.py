@@ -1,57 +1,52 @@
-"""What travels between the parts: sample -> point groups -> patches -> score."""
+"""What travels between the parts: sample -> prepared geometry -> patches -> score. Importing it costs no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import torch
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 Modality = Literal["xyz", "rgb", "fusion"]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One part as the model sees it, S = image side (224).
+    """One part as the model sees it, S = image side (224); no ground truth.
 
     image (3, S, S) float32, normalised with ImageNet's mean and std; points (N, 3) float32 in metres, the
     pixels that exist, in row-major order; pixel_index (N,) int64, where each point stands in the S*S image;
-    mask (S, S) bool, True = defect; label 1 = anomalous; path relative to the class folder, '/'-separated;
     remarks: what was odd about the sample, for the report.
     """
 
     image: np.ndarray
     points: np.ndarray
     pixel_index: np.ndarray
-    mask: np.ndarray
-    label: int
-    path: str
     remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class PointGroups:
-    """Groups of neighbours around centres found by farthest point sampling.
+    """Groups of neighbors around centers found by farthest point sampling.
 
-    groups (G, M, 3) float32, relative to their centre; centers (G, 3) float32 in metres; center_index (G,)
-    int64 into the points.
+    groups (G, M, 3) float32, relative to their center; centers (G, 3) float32 in metres.
     """
 
     groups: np.ndarray
     centers: np.ndarray
-    center_index: np.ndarray
 
 
 @dataclass(frozen=True)
 class AlignmentOperator:
     """PFA as a sparse matrix (P, G), P = side * side, of which only the rows that are not empty are kept.
 
-    row_index (U,) int64: the patch of each kept row, ascending; crow (U + 1,) int64, col (nnz,) int64 and
+    patch_of_row (U,) int64: the patch of each kept row, ascending; crow (U + 1,) int64, col (nnz,) int64 and
     value (nnz,) float32: the kept rows in CSR form.
     """
 
-    row_index: np.ndarray
+    patch_of_row: np.ndarray
     crow: np.ndarray
     col: np.ndarray
     value: np.ndarray
@@ -63,17 +58,17 @@ class AlignmentOperator:
 class Patches:
     """Patch features of one sample on a square grid, each distinct row stored once.
 
-    rows (U, D) float; index (P,) int64: the row of each patch, row-major, P = side * side. Patches without a
-    point share one row of zeros, so an xyz map of 3136 patches has about a thousand rows.
+    rows (U, D) float; row_of_patch (P,) int64, row-major, P = side * side. Patches without a point share one
+    row of zeros, so an xyz map of 3136 patches has about a thousand rows.
     """
 
     rows: torch.Tensor
-    index: torch.Tensor
+    row_of_patch: torch.Tensor
     side: int
 
     def dense(self) -> torch.Tensor:
         """All patches, (P, D)."""
-        return self.rows[self.index]
+        return self.rows[self.row_of_patch]
 
 
 @dataclass(frozen=True)

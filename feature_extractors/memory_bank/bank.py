@@ -13,9 +13,11 @@ from feature_extractors.memory_bank.coreset import greedy_coreset, sparse_projec
 from feature_extractors.memory_bank.nearest import BankIndex, nearest_rows, neighbours
 from feature_extractors.memory_bank.training_patches import Standardization, TrainingPatches
 from feature_extractors.settings import Settings
-from utils.structures import Modality, Patches, Score
+from utils.structures import Patches, Score
 
-NEIGHBOURS = 3  # bank rows around m*, itself among them, in the weight of the image score (PatchCore's b)
+REWEIGHT_NEIGHBORS = (
+    3  # bank rows around m*, itself among them, in the weight of the image score (PatchCore's b)
+)
 
 
 @dataclass(frozen=True)
@@ -30,51 +32,51 @@ class ScoreRule:
 
     @classmethod
     def of(cls, settings: Settings) -> ScoreRule:
-        spec, quirks = settings.method, settings.quirks
         return cls(
-            reweight_eps=spec.reweight_eps,
-            distance_scale=spec.distance_scale,
-            leave_out_self=quirks.reweight_neighbours == "without_self",
-            blur=quirks.blur,
+            reweight_eps=settings.method.reweight_eps,
+            distance_scale=settings.method.distance_scale,
+            leave_out_self=settings.quirks.reweight_neighbours == "without_self",
+            blur=settings.quirks.blur,
             image_size=settings.img_size,
         )
 
 
 class MemoryBank:
-    """Rows (n, D) of standardised normal patches. Scores are higher = more anomalous."""
+    """Rows (n, D) of normal patches, standardised; scores samples whose patches are not.
 
-    def __init__(self, rows: torch.Tensor, rule: ScoreRule) -> None:
-        if len(rows) < NEIGHBOURS:
+    Scores are higher = more anomalous. ValueError for fewer rows than a weight takes.
+    """
+
+    def __init__(self, rows: torch.Tensor, standardization: Standardization, rule: ScoreRule) -> None:
+        if len(rows) < REWEIGHT_NEIGHBORS:
             raise ValueError(
-                f"a memory bank of {len(rows)} rows can't weigh its scores, which takes {NEIGHBOURS}; "
+                f"a memory bank of {len(rows)} rows can't weigh its scores, which takes {REWEIGHT_NEIGHBORS}; "
                 "use more training samples or a larger --f_coreset"
             )
         self.rows = rows
+        self.standardization = standardization
         self.rule = rule
-        self._index = BankIndex.of(rows)
+        self._search = BankIndex.of(rows)
 
     @torch.inference_mode()
     def score(self, patches: Patches) -> Score:
-        """Score one sample, whose patches are standardised as the bank's rows are."""
-        distance, nearest = nearest_rows(patches.rows, self._index)
+        """Image score and map of one sample."""
+        rows = self.standardization.apply(patches.rows)
+        distance, nearest = nearest_rows(rows, self._search)
         worst = int(distance.argmax())  # p*, the row of the patch of largest distance
-        image_score = self._reweighted(patches.rows[worst], float(distance[worst]), int(nearest[worst]))
-        pixel_scores = anomaly_map(
-            distance[patches.index], patches.side, self.rule.image_size, self.rule.blur
-        )
+        image_score = self._reweighted(rows[worst], float(distance[worst]), int(nearest[worst]))
+        rule = self.rule
+        pixel_scores = anomaly_map(distance[patches.row_of_patch], patches.side, rule.image_size, rule.blur)
         return Score(image_score, pixel_scores)
 
     def _reweighted(self, patch: torch.Tensor, distance: float, nearest: int) -> float:
         """PatchCore eq. 7 on s* = `distance` of p* = `patch` to m*; as released m* itself is left out."""
-        around = self._around(nearest)  # (3,) or (2,)
+        around = neighbours(self._search, nearest, REWEIGHT_NEIGHBORS)
+        if self.rule.leave_out_self:
+            around = around[1:]
         radii = torch.linalg.vector_norm(self.rows[around].double() - patch, dim=1).cpu().numpy()
         scale = self.rule.distance_scale
         return image_score(distance / scale, radii / scale, len(patch), self.rule.reweight_eps)
-
-    def _around(self, center: int) -> torch.Tensor:
-        """The bank's rows nearest to row `center`, itself first or left out."""
-        around = neighbours(self._index, center, NEIGHBOURS)
-        return around[1:] if self.rule.leave_out_self else around
 
 
 def image_score(distance: float, radii: np.ndarray, dim: int, eps: float) -> float:
@@ -87,68 +89,39 @@ def image_score(distance: float, radii: np.ndarray, dim: int, eps: float) -> flo
 
 def fit_memory_bank(
     patches: TrainingPatches,
+    standardization: Standardization,
     settings: Settings,
     *,
-    size_of: int | None,
+    coreset_rows: int,
     zero_row: bool,
     random_state: int | np.random.RandomState,
 ) -> MemoryBank:
-    """Reduce standardised training patches to a bank.
+    """Standardise training patches and reduce them to a bank.
 
-    The coreset has `f_coreset` times `size_of` rows (None: times all rows that are candidates). With `zero_row`
-    the rows that hold an exact 0 are dropped after it and one row of zeros is appended.
+    The coreset has `f_coreset` times `coreset_rows` rows. With `zero_row` the rows that hold an exact 0 are dropped
+    after it and one row of zeros is appended; with `--rm_zero_for_project` such rows are no candidates either.
     """
-    index = patches.index
+    candidates = patches.row_of_patch
     if settings.rm_zero_for_project:
-        index = index[_without_zeros(patches.rows)[index]]
+        candidates = candidates[_without_zeros(patches.rows, standardization)[candidates]]
+        coreset_rows = len(candidates)
     if settings.f_coreset < 1:
-        chosen = _coreset(patches.rows, index, settings, size_of, random_state)
-        index = index[chosen]
-    rows = patches.rows[index]
+        count = min(int(settings.f_coreset * coreset_rows), len(candidates))
+        projected = sparse_projection(
+            patches.rows,
+            standardization,
+            n_samples=len(candidates),
+            eps=settings.coreset_eps,
+            random_state=random_state,
+        )
+        chosen = greedy_coreset(projected, count, index=candidates, dtype=settings.quirks.coreset_dtype)
+        candidates = candidates[chosen]
+    rows = standardization.apply(patches.rows[candidates])
     if zero_row or settings.rm_zero_for_project:
-        rows = torch.cat([rows[_without_zeros(rows)], rows.new_zeros(1, rows.shape[1])])
-    return MemoryBank(rows, ScoreRule.of(settings))
+        rows = torch.cat([rows[(rows != 0).all(dim=1)], rows.new_zeros(1, rows.shape[1])])
+    return MemoryBank(rows, standardization, ScoreRule.of(settings))
 
 
-def standardizations(
-    patches: dict[Modality, TrainingPatches], settings: Settings
-) -> dict[Modality, Standardization | None]:
-    """The standardisation of each bank, from the patches that feed the banks; None where there is none."""
-    rule = settings.method.standardize
-    if rule == "none":
-        return dict.fromkeys(patches)
-    if rule == "own":
-        return {name: _checked(p.mean(), p.std(), name) for name, p in patches.items()}
-    mean = feeding(patches["xyz"], "xyz", settings).mean()
-    return dict.fromkeys(patches, _checked(mean, patches["rgb"].std(), "rgb"))
-
-
-def feeding(patches: TrainingPatches, name: Modality, settings: Settings) -> TrainingPatches:
-    """The training patches that feed bank `name`: with `--asy_memory_bank k` the first k for xyz and fusion."""
-    if settings.asy_memory_bank is None or name == "rgb":
-        return patches
-    return patches.first(settings.asy_memory_bank)
-
-
-def _coreset(
-    rows: torch.Tensor,
-    index: torch.Tensor,
-    settings: Settings,
-    size_of: int | None,
-    random_state: int | np.random.RandomState,
-) -> torch.Tensor:
-    count = min(int(settings.f_coreset * (len(index) if size_of is None else size_of)), len(index))
-    projected = sparse_projection(
-        rows, n_samples=len(index), eps=settings.coreset_eps, random_state=random_state
-    )
-    return greedy_coreset(projected, count, index=index, dtype=settings.quirks.coreset_dtype)
-
-
-def _without_zeros(rows: torch.Tensor) -> torch.Tensor:
-    return (rows != 0).all(dim=1)
-
-
-def _checked(mean: float, std: float, name: str) -> Standardization:
-    if std == 0:
-        raise ValueError(f"all {name} features of the training samples are equal: nothing to standardise by")
-    return Standardization(mean, std)
+def _without_zeros(rows: torch.Tensor, standardization: Standardization) -> torch.Tensor:
+    """Which rows hold no exact 0 once standardised; (R, D) -> (R,) bool."""
+    return torch.cat([(standardization.apply(part) != 0).all(dim=1) for part in rows.split(4096)])

@@ -10,6 +10,7 @@ import torch
 from sklearn.random_projection import SparseRandomProjection, johnson_lindenstrauss_min_dim
 
 from feature_extractors.memory_bank.greedy import farthest_first
+from feature_extractors.memory_bank.training_patches import Standardization
 
 CoresetDtype = Literal["float16", "float32"]
 
@@ -17,25 +18,31 @@ ROWS_AT_ONCE = 4096
 
 
 def sparse_projection(
-    rows: torch.Tensor, *, n_samples: int, eps: float, random_state: int | np.random.RandomState
+    rows: torch.Tensor,
+    standardization: Standardization,
+    *,
+    n_samples: int,
+    eps: float,
+    random_state: int | np.random.RandomState,
 ) -> torch.Tensor:
-    """Project rows (U, D) with a sparse random matrix to (U, d) float64, on their device.
+    """Standardise rows (U, D) and project them with a sparse random matrix to (U, d) float64, on their device.
 
     Gives what scikit-learn's `SparseRandomProjection(eps=eps)` gives for a tensor of `n_samples` rows, the
     repeated ones among them left out of `rows`: d is Johnson and Lindenstrauss's bound for `n_samples`, and
     the arithmetic is float64, whatever the tensor's type. Where d exceeds D (or is 0, for a single row) the
-    rows come back as they are and `random_state` is not drawn from. Raises ValueError for eps outside (0, 1).
+    rows are only standardised and `random_state` is not drawn from. Raises ValueError for eps outside (0, 1).
     """
     if not 0 < eps < 1:
         raise ValueError(f"--coreset_eps {eps}: the distortion must lie between 0 and 1, both excluded")
     size = int(johnson_lindenstrauss_min_dim(n_samples, eps=eps))
     if not 0 < size <= rows.shape[1]:
-        return rows
+        return standardization.apply(rows)
     projection = SparseRandomProjection(size, eps=eps, random_state=random_state)
     projection.fit(np.zeros((1, rows.shape[1])))
     projected = torch.empty((len(rows), size), dtype=torch.float64, device=rows.device)
     for part, target in zip(rows.split(ROWS_AT_ONCE), projected.split(ROWS_AT_ONCE), strict=True):
-        target.copy_(torch.from_numpy(projection.transform(part.double().cpu().numpy())))
+        standardized = standardization.apply(part).double().cpu().numpy()
+        target.copy_(torch.from_numpy(projection.transform(standardized)))
     return projected
 
 

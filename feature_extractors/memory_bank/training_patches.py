@@ -15,24 +15,31 @@ ROOM_FACTOR = 1.25  # of a collector's buffer: for samples with more rows than t
 
 @dataclass(frozen=True)
 class Standardization:
-    """x -> (x - mean) / std with scalars."""
+    """x -> (x - mean) / std with scalars; without them x -> x."""
 
-    mean: float
-    std: float
+    mean: float = 0.0
+    std: float = 1.0
 
     def apply(self, rows: torch.Tensor) -> torch.Tensor:
-        return (rows - self.mean) / self.std
+        """Standardised rows, at least as float32; a new tensor, unless there is nothing to do."""
+        exact = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        return exact if self == NO_STANDARDIZATION else (exact - self.mean) / self.std
+
+
+NO_STANDARDIZATION = Standardization()
 
 
 class TrainingPatches:
-    """Patches of n samples: rows (R, D), index (n * P,) the row of each patch, samples in order.
+    """Patches of n samples: rows (R, D), row_of_patch (n * P,), samples in order.
 
-    `rows` is a tensor of the dtype that features are held in; standardising happens in place.
+    `rows` is a tensor of the dtype that features are held in; nothing here changes it.
     """
 
-    def __init__(self, rows: torch.Tensor, index: torch.Tensor, row_counts: list[int], side: int) -> None:
+    def __init__(
+        self, rows: torch.Tensor, row_of_patch: torch.Tensor, row_counts: list[int], side: int
+    ) -> None:
         self.rows = rows
-        self.index = index
+        self.row_of_patch = row_of_patch
         self.side = side
         self._row_counts = row_counts
 
@@ -48,19 +55,19 @@ class TrainingPatches:
         return len(self._row_counts)
 
     def __iter__(self) -> Iterator[Patches]:
-        """The samples' patches, as views, at least as float32."""
-        dtype = torch.promote_types(self.rows.dtype, torch.float32)
-        for index, start, count in zip(
-            self.index.reshape(len(self), -1), _starts(self._row_counts), self._row_counts, strict=True
+        """The samples' patches, as views."""
+        per_sample = self.row_of_patch.reshape(len(self), -1)
+        for row_of_patch, start, count in zip(
+            per_sample, _starts(self._row_counts), self._row_counts, strict=True
         ):
-            yield Patches(self.rows[start : start + count].to(dtype), index - start, self.side)
+            yield Patches(self.rows[start : start + count], row_of_patch - start, self.side)
 
     def first(self, count: int) -> TrainingPatches:
         """The first `count` samples, sharing memory with this."""
         counts = self._row_counts[:count]
-        patches = len(self.index) // len(self)
+        num_patches = len(self.row_of_patch) // len(self)
         return TrainingPatches(
-            self.rows[: sum(counts)], self.index[: patches * len(counts)], counts, self.side
+            self.rows[: sum(counts)], self.row_of_patch[: num_patches * len(counts)], counts, self.side
         )
 
     def mean(self) -> float:
@@ -74,17 +81,12 @@ class TrainingPatches:
         total = sum(float((w * (r - mean).square_().sum(dim=1)).sum()) for w, r in self._weighted_chunks())
         return (total / (self._numel() - 1)) ** 0.5
 
-    def standardize(self, by: Standardization) -> None:
-        """Standardise all rows in place."""
-        for chunk in self.rows.split(ROWS_PER_CHUNK):
-            chunk.copy_(by.apply(chunk.float()))
-
     def _numel(self) -> int:
-        return len(self.index) * self.rows.shape[1]
+        return len(self.row_of_patch) * self.rows.shape[1]
 
     def _weighted_chunks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """How many patches have each row, and the rows, in float64 chunks."""
-        weights = torch.bincount(self.index, minlength=len(self.rows)).double()
+        weights = torch.bincount(self.row_of_patch, minlength=len(self.rows)).double()
         for weight, rows in zip(weights.split(ROWS_PER_CHUNK), self.rows.split(ROWS_PER_CHUNK), strict=True):
             yield weight, rows.double()
 
@@ -101,15 +103,18 @@ class PatchCollector:
         self._expected = expected
         self._dtype = dtype
         self._buffer: torch.Tensor | None = None
-        self._index: list[torch.Tensor] = []
+        self._row_of_patch: list[torch.Tensor] = []
         self._row_counts: list[int] = []
         self._side = 0
+
+    def __len__(self) -> int:
+        return len(self._row_counts)
 
     def add(self, patches: Patches) -> None:
         start = sum(self._row_counts)
         end = start + len(patches.rows)
         self._room_for(end, patches.rows)[start:end] = patches.rows
-        self._index.append(patches.index + start)
+        self._row_of_patch.append(patches.row_of_patch + start)
         self._row_counts.append(len(patches.rows))
         self._side = patches.side
 
@@ -117,7 +122,7 @@ class PatchCollector:
         """What was added, at least one sample; the collector is of no more use."""
         assert self._buffer is not None, "no sample was added"
         rows = self._buffer[: sum(self._row_counts)]
-        return TrainingPatches(rows, torch.cat(self._index), self._row_counts, self._side)
+        return TrainingPatches(rows, torch.cat(self._row_of_patch), self._row_counts, self._side)
 
     def _room_for(self, rows: int, like: torch.Tensor) -> torch.Tensor:
         """The buffer, of at least so many rows; made as `like` when there is none."""

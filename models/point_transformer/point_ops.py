@@ -48,12 +48,11 @@ def group_points(points: np.ndarray, num_group: int, group_size: int, workers: i
     """
     if len(points) == 0:
         raise ValueError("the cloud has no points to group")
-    center_index = farthest_points(points, min(num_group, len(points)))
-    centers = points[center_index]
+    centers = points[farthest_points(points, min(num_group, len(points)))]
     ranks = np.arange(1, min(group_size, len(points)) + 1)
     tree = KDTree(points, leafsize=LEAF_SIZE, balanced_tree=False)
     _, neighbors = tree.query(centers, k=ranks, workers=workers)
-    return PointGroups(points[neighbors] - centers[:, None], centers, center_index)
+    return PointGroups(points[neighbors] - centers[:, None], centers)
 
 
 @njit(cache=True)

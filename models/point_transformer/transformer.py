@@ -5,8 +5,6 @@ Alphabet: B clouds, G groups, M points a group, T tokens (G, and the class token
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,44 +18,6 @@ NUM_HEADS = 6
 MLP_RATIO = 4
 OUTPUT_BLOCKS = (4, 8, 12)  # counted from 1; M3DM section 3.1 concatenates their outputs
 TOKEN_DIM = EMBED_DIM * len(OUTPUT_BLOCKS)
-RELEASED_DROP_PATH = 0.1  # drop rate of the last block, linear from 0 in the first
-
-
-@dataclass(frozen=True)
-class PointTransformerSpec:
-    """One `--xyz_backbone_name` as data.
-
-    encoder_dim: width of the group encoder; where it is not 384 a linear layer brings it there. class_token: a
-    learnt token with a position of its own goes ahead of the groups' and is left out of the result.
-    """
-
-    encoder_dim: int
-    class_token: bool
-
-
-POINT_TRANSFORMERS = {
-    "Point_MAE": PointTransformerSpec(encoder_dim=384, class_token=False),
-    "Point_Bert": PointTransformerSpec(encoder_dim=256, class_token=True),
-}
-
-
-def build_point_transformer(
-    name: str, *, batchnorm: BatchNormStatistics = "cloud", drop_path: bool = False
-) -> PointTransformer:
-    """The frozen network of one row of POINT_TRANSFORMERS, with PyTorch's initial weights.
-
-    `drop_path` keeps DropPath live at the released rates. Raises ValueError for an unknown name.
-    """
-    if name not in POINT_TRANSFORMERS:
-        raise ValueError(f"unknown point transformer {name!r}; choose one of {', '.join(POINT_TRANSFORMERS)}")
-    spec = POINT_TRANSFORMERS[name]
-    network = PointTransformer(
-        encoder_dim=spec.encoder_dim,
-        class_token=spec.class_token,
-        batchnorm=batchnorm,
-        drop_path=RELEASED_DROP_PATH if drop_path else 0.0,
-    )
-    return network.eval().requires_grad_(False)
 
 
 class PointTransformer(nn.Module):

@@ -105,10 +105,10 @@ class FeatureStoreWriter:
             raise ValueError(
                 f"{path}: rgb side, rgb dim, xyz side, xyz dim are {found}, the index says {expected}"
             )
-        row = (xyz.rows != 0).any(dim=1)[xyz.index].nonzero().squeeze(1)
+        row = (xyz.rows != 0).any(dim=1)[xyz.row_of_patch].nonzero().squeeze(1)
         arrays = {
             "rgb": to_storage(rgb.dense(), meta.feature_dtype, path),
-            "xyz": to_storage(xyz.rows[xyz.index[row]], meta.feature_dtype, path),
+            "xyz": to_storage(xyz.rows[xyz.row_of_patch[row]], meta.feature_dtype, path),
             "xyz_row": row.cpu().numpy().astype(np.int32),
         }
         with atomic_path(path) as temporary:

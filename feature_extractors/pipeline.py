@@ -1,0 +1,109 @@
+"""Many samples through the extractor: loader processes prepare, several batches at once share the cores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch.utils.data import DataLoader
+
+from feature_extractors.extractor import Extractor, PreparedSample
+from utils.loading import ErrorsAsItems
+from utils.observer import Observer
+from utils.parallel import map_on_cores
+from utils.structures import Modality, Patches, Sample
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Loaded = PreparedSample | ValueError
+
+
+class Pipeline(Generic[Item]):
+    """Runs samples through an extractor, in order.
+
+    load: an item -> Sample, in the loader's workers; ValueError where it can't be used. name: what an item is called
+    in reports. batch_size: samples a forward pass; num_workers: loader processes. No result depends on the two.
+    """
+
+    def __init__(
+        self, extractor: Extractor, load: Callable[[Item], Sample], *, batch_size: int, num_workers: int
+    ) -> None:
+        self._extractor = extractor
+        self._load = load
+        self._batch_size = batch_size
+        self._num_workers = num_workers
+
+    def run(
+        self,
+        items: Sequence[Item],
+        names: Sequence[str],
+        finish: Callable[[Mapping[Modality, Patches]], Result],
+        observer: Observer,
+        title: str,
+    ) -> Iterator[Result | None]:
+        """`finish` of the patches of each item; None for one that can't be used, of which the observer is told."""
+        self._extractor.restart()
+
+        def work(batch: list[Loaded]) -> list[tuple[Loaded, Result | ValueError]]:
+            usable = [loaded for loaded in batch if isinstance(loaded, PreparedSample)]
+            patches = iter(self._extractor.extract(usable) if usable else [])
+            return [
+                (loaded, loaded if isinstance(loaded, ValueError) else _finished(next(patches), finish))
+                for loaded in batch
+            ]
+
+        remaining = iter(names)
+        with observer.progress(title, len(items)) as advance:
+            for results in map_on_cores(work, self._batches(items), self._extractor.batches_at_once):
+                for loaded, result in results:
+                    yield _told(next(remaining), loaded, result, observer)
+                advance(len(results))
+
+    def _batches(self, items: Sequence[Item]) -> DataLoader[list[Loaded]]:
+        prepared = ErrorsAsItems(items, Prepare(self._load, self._extractor.preparation))
+        if self._num_workers > 0 and len(items):
+            prepared[0]  # compiles the kernels here once, not in every worker
+        return DataLoader(
+            prepared, batch_size=self._batch_size, num_workers=self._num_workers, collate_fn=list
+        )
+
+
+@dataclass(frozen=True)
+class Prepare(Generic[Item]):
+    """Loads an item and prepares its cloud; picklable, for the loader's workers."""
+
+    load: Callable[[Item], Sample]
+    preparation: Callable[[Sample], PreparedSample]
+
+    def __call__(self, item: Item) -> PreparedSample:
+        return self.preparation(self.load(item))
+
+
+def check_finite(patches: Mapping[Modality, Patches]) -> None:
+    """Raises ValueError naming the features that hold NaN or infinity."""
+    ruined = [name for name, found in patches.items() if not torch.isfinite(found.rows).all()]
+    if ruined:
+        raise ValueError(f"its {' and '.join(ruined)} features are not finite")
+
+
+def _finished(
+    patches: Mapping[Modality, Patches], finish: Callable[[Mapping[Modality, Patches]], Result]
+) -> Result | ValueError:
+    """`finish` of the patches, or why there is no such thing; a sample's trouble is its own."""
+    try:
+        check_finite(patches)
+        return finish(patches)
+    except ValueError as error:
+        return error
+
+
+def _told(name: str, loaded: Loaded, result: Result | ValueError, observer: Observer) -> Result | None:
+    if isinstance(result, ValueError):
+        observer.left_out(name, str(result))
+        return None
+    if isinstance(loaded, PreparedSample):
+        for text in loaded.remarks:
+            observer.remark(name, text)
+    return result

@@ -1,0 +1,166 @@
+"""The two tables of backbones: `--rgb_backbone_name` and `--xyz_backbone_name`, as plain data without torch.
+
+A row says what the rest needs to know of a backbone, and names the function that builds it, in a module that is
+imported only then (docs/extending.md adds one).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from models.downloads import Download
+from utils.structures import Patches, Sample
+
+if TYPE_CHECKING:
+    import torch
+
+AUGREG = "B_8-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0"
+
+
+@dataclass(frozen=True)
+class RgbBackbone:
+    """One image backbone.
+
+    builder: "module:function"; the function takes this row, the image side S and a checkpoint's path (None: random
+    weights, drawn from torch's default generator) and returns a frozen module that turns images (B, 3, S, S),
+    normalised as for ImageNet, into patches (B, P, dim), row-major, P = (S / stride)^2. variant: what the builder
+    calls this row. prefix_tokens: tokens ahead of the patches', which the module leaves out. download: the file of
+    its weights; None where it has none.
+    """
+
+    builder: str
+    dim: int
+    stride: int = 8
+    prefix_tokens: int = 1
+    variant: str = ""
+    download: Download | None = None
+
+    @property
+    def summary(self) -> str:
+        """For --help."""
+        return self.download.title if self.download else f"{self.dim} dims, {self.stride} pixels a patch"
+
+    def build(self, image_size: int, checkpoint: Path | None) -> Any:
+        """The network. Raises CheckpointError when the file is not what it should be."""
+        return find_builder(self.builder)(self, image_size, checkpoint)
+
+
+@dataclass(frozen=True)
+class XyzOptions:
+    """What the way from a cloud to patches depends on; see Settings and Quirks for the fields."""
+
+    image_size: int
+    num_group: int
+    group_size: int
+    batchnorm: Literal["cloud", "running"]
+    drop_path: bool
+    interpolation: Literal["cancelling", "exact"]
+
+
+@dataclass(frozen=True)
+class XyzBackbone:
+    """One backbone for clouds.
+
+    builder: "module:function"; the function takes this row, XyzOptions and a checkpoint's path (None: random weights
+    where it has any) and returns a CloudEncoder. dim: of its patches. stride: image pixels a side of a patch.
+    variant and download as in RgbBackbone.
+    """
+
+    builder: str
+    dim: int
+    stride: int
+    variant: str = ""
+    download: Download | None = None
+
+    def build(self, options: XyzOptions, checkpoint: Path | None) -> CloudEncoder:
+        """The encoder. Raises CheckpointError when the file is not what it should be."""
+        encoder: CloudEncoder = find_builder(self.builder)(self, options, checkpoint)
+        return encoder
+
+
+@dataclass(frozen=True)
+class PreparedCloud:
+    """What a cloud gives by geometry alone, in whatever form its encoder takes; remarks: what was odd about it."""
+
+    geometry: Any
+    remarks: tuple[str, ...] = ()
+
+
+class CloudEncoder(Protocol):
+    """The way from a cloud to patches: `prepare` on the CPU, in the loader's workers, then `patches` on the device.
+
+    `prepare` is a picklable callable without the network, for samples that have points. It raises ValueError for a
+    cloud that can't be used.
+    """
+
+    @property
+    def prepare(self) -> Callable[[Sample], PreparedCloud]: ...
+
+    def to(self, device: torch.device) -> CloudEncoder: ...
+
+    def patches(self, geometry: Any, generator: torch.Generator) -> Patches:
+        """Patches of one cloud; `generator` draws what is random about them, if anything is."""
+        ...
+
+
+def find_builder(name: str) -> Callable[..., Any]:
+    """The function that a row's `builder` names as "module:function"."""
+    module, function = name.split(":")
+    builder: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return builder
+
+
+VIT = "models.vit:build_vit"
+POINT_TRANSFORMER = "models.point_transformer.encoder:build_encoder"
+
+RGB_BACKBONES = {
+    "vit_base_patch8_224_dino": RgbBackbone(
+        VIT,
+        768,
+        variant="vit_base_patch8_224.dino",
+        download=Download("dino_vitbase8_pretrain.pth", "ViT-B/8 DINO"),
+    ),
+    # timm's bare vit_base_patch8_224 has since come to mean other weights than those the release used
+    "vit_base_patch8_224": RgbBackbone(
+        VIT,
+        768,
+        variant="vit_base_patch8_224.augreg_in21k_ft_in1k",
+        download=Download(
+            f"{AUGREG}--imagenet2012-steps_20k-lr_0.01-res_224.npz", "ViT-B/8 supervised, ImageNet 1k"
+        ),
+    ),
+    "vit_base_patch8_224_in21k": RgbBackbone(
+        VIT,
+        768,
+        variant="vit_base_patch8_224.augreg_in21k",
+        download=Download(f"{AUGREG}.npz", "ViT-B/8 supervised, ImageNet 21k"),
+    ),
+    "vit_small_patch8_224_dino": RgbBackbone(
+        VIT,
+        384,
+        variant="vit_small_patch8_224.dino",
+        download=Download("dino_deitsmall8_pretrain.pth", "ViT-S/8 DINO"),
+    ),
+}
+
+XYZ_BACKBONES = {
+    "Point_MAE": XyzBackbone(
+        POINT_TRANSFORMER,
+        1152,
+        stride=4,
+        download=Download("pointmae_pretrain.pth", "Point-MAE"),
+        variant="Point_MAE",
+    ),
+    "Point_Bert": XyzBackbone(
+        POINT_TRANSFORMER,
+        1152,
+        stride=4,
+        download=Download("Point-BERT.pth", "Point-BERT"),
+        variant="Point_Bert",
+    ),
+    "FPFH": XyzBackbone("models.fpfh.encoder:build_encoder", 33, stride=8),
+}
