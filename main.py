@@ -256,6 +256,8 @@ def _run_classes(args: argparse.Namespace, settings: Settings, samples: Samples)
         batch_size=args.batch_size,
         num_workers=args.num_workers,
     )
+    if args.random_weights:
+        print("warning: --random_weights: these results mean nothing, only that the code runs", file=sys.stderr)
     store = None
     if args.save_feature:
         store = FeatureStoreWriter(args.save_feature_path, meta=store_meta(settings, model.weights))

@@ -100,9 +100,7 @@ def check_files(settings: Settings, weights: WeightsSource) -> None:
             "'Checkpoints'), and name it with --fusion_module_path"
         )
     if missing:
-        raise CheckpointError(
-            "\n  ".join(missing) + "\n  (--random_weights runs without them, for smoke tests only)"
-        )
+        raise CheckpointError("\n  ".join(missing) + "; or --random_weights, for smoke tests only")
 
 
 def _fusion_block(settings: Settings, path: Path | None) -> FusionBlock:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-import feature_extractors.networks as networks
-import models.vit
+import m3dm_runner
+import models.backbones
 from tests.conftest import write_class
 from tests.tiny_runs import all_files, read_record, read_scores, run_main
 from utils.image_files import read_xyz, write_png, write_xyz
@@ -18,7 +18,7 @@ from utils.image_files import read_xyz, write_png, write_xyz
 @pytest.fixture
 def no_work(monkeypatch):
     """Fails the test when networks are loaded, which comes before all work."""
-    monkeypatch.setattr(networks, "load_networks", lambda *_: pytest.fail("the work has begun"))
+    monkeypatch.setattr(m3dm_runner, "load_networks", lambda *_: pytest.fail("the work has begun"))
 
 
 def _only_error(capsys) -> str:
@@ -131,7 +131,9 @@ def _spoil_points(path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["DINO+Point_MAE+Fusion", "Point_MAE", "FPFH"])
-def test_odd_clouds_are_scored_and_remarked_on(tiny_dataset, tmp_path, method, capsys):
+def test_odd_clouds_are_remarked_on_and_those_without_a_point_left_out(
+    tiny_dataset, tmp_path, method, capsys
+):
     bagel = tiny_dataset / "bagel"
     for file, count in {
         "train/good/xyz/000.tiff": 0,
@@ -144,16 +146,16 @@ def test_odd_clouds_are_scored_and_remarked_on(tiny_dataset, tmp_path, method, c
     assert run_main(tiny_dataset, tmp_path / "results", method) == 0
     result = read_record(tmp_path / "results")["classes"]["bagel"]
     remarks = {remark["path"]: remark["remark"] for remark in result["remarks"]}
-    for kind in ("train", "test"):
-        assert "no point" in remarks[f"{kind}/good/rgb/000.png"]
+    skipped = {"path": "train/good/rgb/000.png"}, {"path": "test/good/rgb/000.png"}
+    assert result["skipped_samples"] == [{**sample, "reason": "the cloud has no point"} for sample in skipped]
     assert "17 pixels with NaN, infinite or absurdly far points" in remarks["train/good/rgb/001.png"]
     assert "17 pixels with NaN, infinite or absurdly far points" in remarks["test/hole/rgb/001.png"]
     if method != "FPFH":
         assert "has 3 points, --num_group and --group_size want 16" in remarks["test/hole/rgb/000.png"]
     scores = [float(row["score"]) for row in read_scores(tmp_path / "results", "bagel")]
-    assert len(scores) == 4
+    assert len(scores) == 3
     assert np.isfinite(scores).all()
-    assert "test/good/rgb/000.png: the cloud has no point" in capsys.readouterr().out
+    assert "left out test/good/rgb/000.png: the cloud has no point" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("labels", [{"good": 2, "bad": 0}, {"good": 0, "bad": 2}])
@@ -222,8 +224,16 @@ def test_device_that_is_not_there_is_found_before_the_work(tiny_dataset, tmp_pat
 
 @pytest.fixture
 def no_random_weights(monkeypatch):
-    for name in ("random_vit", "random_point_transformer", "random_fusion_block"):
-        monkeypatch.setattr(networks, name, lambda *_, **__: pytest.fail("random weights without the flag"))
+    build = models.backbones.find_builder
+
+    def strict(name):
+        def checked(row, options, checkpoint):
+            assert checkpoint is not None, "random weights without the flag"
+            return build(name)(row, options, checkpoint)
+
+        return checked
+
+    monkeypatch.setattr(models.backbones, "find_builder", strict)
 
 
 def test_missing_point_weights_are_named_with_where_to_get_them(
@@ -236,14 +246,17 @@ def test_missing_point_weights_are_named_with_where_to_get_them(
     assert "README, 'Checkpoints'" in error
 
 
-def test_missing_vit_without_network_is_named(tiny_dataset, tmp_path, capsys, monkeypatch, no_random_weights):
-    def offline(*_, **__):
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr(models.vit, "_create", offline)
-    flags = ["--checkpoint_dir", str(tmp_path)]
-    assert run_main(tiny_dataset, tmp_path / "results", "DINO", *flags, random_weights=False) == 1
-    assert f"{tmp_path / 'dino_deitsmall8_pretrain.pth'}: no such file" in _only_error(capsys)
+def test_missing_files_are_all_named_at_once(tiny_dataset, tmp_path, capsys, no_random_weights):
+    flags = ["--checkpoint_dir", str(tmp_path), "--fusion_module_path", str(tmp_path / "uff.pth")]
+    method = "DINO+Point_MAE+Fusion"
+    assert run_main(tiny_dataset, tmp_path / "results", method, *flags, random_weights=False) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("main.py: error: ")
+    for line, file in zip(
+        lines, ("dino_deitsmall8_pretrain.pth", "pointmae_pretrain.pth", "uff.pth"), strict=True
+    ):
+        assert f"{tmp_path / file}: no such file" in line
+        assert "README, 'Checkpoints'" in line
 
 
 def test_missing_fusion_weights_are_named(tiny_dataset, tmp_path, capsys):

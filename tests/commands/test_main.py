@@ -10,6 +10,7 @@ import pytest
 
 import main
 from feature_extractors.methods import METHODS
+from feature_extractors.networks import WeightsSource
 
 ROOT = Path(__file__).parents[2]
 RELEASED_DEFAULTS = {
@@ -55,6 +56,8 @@ OWN_DEFAULTS = {
     "feature_dtype": None,
     "precision": "float32",
     "quirk": [],
+    "save_detector": None,
+    "load_detector": None,
 }
 RELEASED_COMMANDS = [
     "main.py --method_name DINO+Point_MAE --memory_bank multiple --save_feature",
@@ -77,8 +80,8 @@ WRONG_FLAGS = {
     "--method_name FPFH --save_feature": "use --method_name DINO+Point_MAE",
     "--method_name FPFH --xyz_backbone_name Point_MAE": "drop --xyz_backbone_name Point_MAE",
     "--method_name DINO --img_size 223": "use 224",
-    "--method_name DINO --coreset_eps 1": "must be below 1",
-    "--method_name DINO --ocsvm_nu 1.5": "at most 1",
+    "--method_name DINO --coreset_eps 1": "must lie between 0 and 1",
+    "--method_name DINO --ocsvm_nu 1.5": "1 at most",
     "--method_name DINO --rm_zero_for_project": "use --method_name Point_MAE",
     "--method_name DINO --asy_memory_bank 3": "use --method_name DINO+Point_MAE+Fusion",
     "--method_name PatchCore": "choose from 'DINO', 'Point_MAE'",
@@ -88,6 +91,8 @@ WRONG_FLAGS = {
     "--method_name DINO --quirk blur": "must be one of pil_8bit, gaussian",
     "--method_name DINO --max_sample 0": "not a positive whole number",
     "--method_name DINO --f_coreset nan": "not a positive number",
+    "--method_name DINO --f_coreset 5": "1 at most",
+    "--method_name DINO --load_detector d --save_detector e": "drop --save_feature and --save_detector",
     "--method_name DINO --num_workers -1": "0 is the least",
     "--method_name DINO --f_coreset inf": "not a positive number",
     "--method_name DINO --xyz_s_lambda nan": "not a finite number",
@@ -100,6 +105,12 @@ def _args(line: str):
     return main.get_args_parser().parse_args(shlex.split(line))
 
 
+def _lambdas(settings):
+    for bank in settings.method.banks:
+        yield f"{bank.source}_s_lambda", bank, "score_factor"
+        yield f"{bank.source}_smap_lambda", bank, "map_factor"
+
+
 def _effective_defaults() -> dict[str, object]:
     """The defaults; where a flag is implied by others, what it is implied to be."""
     args = _args("")
@@ -108,7 +119,8 @@ def _effective_defaults() -> dict[str, object]:
         **vars(args),
         "memory_bank": args.memory_bank or METHODS[args.method_name].memory_bank,
         "xyz_backbone_name": settings.xyz_backbone_name,
-        "fusion_module_path": main._fusion_path(args),
+        "fusion_module_path": WeightsSource(fusion_module_path=args.fusion_module_path).fusion(),
+        **{name: getattr(bank, factor) for name, bank, factor in _lambdas(settings)},
     }
 
 
@@ -179,12 +191,11 @@ def test_flags_reach_the_settings():
         _args(f"{line} --protocol published --coreset_dtype float16 --quirk blur=pil_8bit")
     )
     assert (settings.xyz_backbone_name, settings.num_group, settings.f_coreset) == ("Point_Bert", 8, 1.0)
-    assert settings.lambdas.score == {"xyz": 1.0, "rgb": 0.3, "fusion": 1.0}
-    assert settings.lambdas.map == {"xyz": 1.0, "rgb": 0.1, "fusion": 1.0}
+    assert (settings.rgb_s_lambda, settings.rgb_smap_lambda) == (0.3, None)
     quirks = settings.quirks
     assert (quirks.blur, quirks.coreset_dtype, quirks.standardize) == ("pil_8bit", "float16", "own")
 
 
 def test_random_weights_include_the_fusion_block_unless_its_checkpoint_is_named():
-    assert main._fusion_path(_args("--random_weights")) is None
-    assert main._fusion_path(_args("--random_weights --fusion_module_path a.pth")) == Path("a.pth")
+    assert WeightsSource(random_weights=True).fusion() is None
+    assert WeightsSource(fusion_module_path=Path("a.pth"), random_weights=True).fusion() == Path("a.pth")

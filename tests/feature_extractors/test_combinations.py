@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import main
+from models.backbones import RGB_BACKBONES
 from tests.conftest import write_class
 from tests.reference.formula import fill
 from utils.resources import sha256_of
@@ -96,11 +97,9 @@ def test_features_of_fpfh_and_vit_s_train_a_block_that_the_method_then_uses(data
 @pytest.fixture(scope="module")
 def supervised_vit(tmp_path_factory) -> Path:
     """Formula-made supervised ViT-B/8 files in the original .npz layout, one content under both names."""
-    from models.vit import VITS, random_vit
-
     folder = tmp_path_factory.mktemp("weights")
-    first, second = (VITS[name].download.path_in(folder) for name in SUPERVISED)
-    np.savez(first, **_as_jax_archive(fill(random_vit(SUPERVISED[0], 224))))
+    first, second = (RGB_BACKBONES[name].download.path_in(folder) for name in SUPERVISED)
+    np.savez(first, **_as_jax_archive(fill(RGB_BACKBONES[SUPERVISED[0]].build(224, None).vit)))
     second.hardlink_to(first)
     return folder
 
@@ -144,20 +143,19 @@ def _as_jax_archive(model) -> dict[str, np.ndarray]:
 def test_supervised_vit_gives_the_features_of_timms_own_loading(supervised_vit, name):
     import timm
 
-    from models.vit import VITS, load_vit, vit_patches
-
-    path = VITS[name].download.path_in(supervised_vit)
-    theirs = timm.create_model(VITS[name].timm_name, num_classes=0, checkpoint_path=str(path)).eval()
+    row = RGB_BACKBONES[name]
+    path = row.download.path_in(supervised_vit)
+    theirs = timm.create_model(row.variant, num_classes=0, checkpoint_path=str(path)).eval()
     images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = theirs.forward_features(images)[:, 1:]
-        found = vit_patches(load_vit(name, supervised_vit, 224), images)
+        found = row.build(224, path)(images)
     assert torch.equal(found, expected)
 
 
 @pytest.mark.slow
 def test_supervised_vit_and_point_bert_work_end_to_end(supervised_vit, data, tmp_path):
-    from models.point_transformer.transformer import build_point_transformer
+    from models.point_transformer.encoder import build_point_transformer
 
     state = fill(build_point_transformer("Point_Bert")).state_dict()
     base = {f"module.transformer_q.{key}": value for key, value in state.items()}

@@ -5,10 +5,11 @@ import pytest
 import sklearn
 import torch
 
-from feature_extractors.detector import Detector
+from feature_extractors.detector import Detector, fit_banks, fit_decision
 from feature_extractors.memory_bank.training_patches import TrainingPatches
 from feature_extractors.methods import METHODS
-from feature_extractors.settings import Lambdas, Quirks, Settings
+from feature_extractors.quirks import Quirks
+from feature_extractors.settings import Settings
 from models.uff.feature_store import paired_rgb
 from utils.structures import Patches
 
@@ -40,9 +41,11 @@ def samples(large_goldens):
 def _fit(samples, method, **changes):
     settings = Settings(method_name=method, random_state=RANDOM_STATE, **changes)
     training = {
-        name: TrainingPatches.collect([sample[name] for sample in samples]) for name in settings.method.banks
+        name: TrainingPatches.collect([sample[name] for sample in samples])
+        for name in settings.method.sources
     }
-    return Detector(settings).fit_banks(training).fit_decision(training)
+    banks = fit_banks(training, settings)
+    return Detector(banks, fit_decision(banks, training, settings))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def test_method_gives_the_released_codes_score_and_map(samples, golden, method):
     if METHODS[method].decision == "ocsvm" and not SAME_SVM:
         pytest.skip("the SVM of the golden arrays is that of scikit-learn 1.9")
     detector = _fit(samples[:4], method)
-    score = detector.predict(samples[4])
+    score = detector.score(samples[4])
     assert score.image == pytest.approx(float(np.squeeze(golden[f"{method}.s"])), rel=1e-4)
     expected = golden[f"{method}.map"]
     step = abs(expected).max() / 100  # the blur works in 8 bits: a rounding may tip a pixel by a level
@@ -68,8 +71,9 @@ def test_method_gives_the_released_codes_score_and_map(samples, golden, method):
 @pytest.mark.parametrize("method", ["DINO+Point_MAE", "DINO+Point_MAE+add", "DINO+Point_MAE+Fusion"])
 def test_banks_have_the_released_sizes_and_standardisation(samples, golden, method):
     detector = _fit(samples[:4], method)
-    assert [len(bank.rows) for bank in detector.banks_.values()] == golden[f"{method}.bank_rows"].tolist()
-    for by in detector.standardizations_.values():
+    assert [len(bank.rows) for bank in detector.banks.values()] == golden[f"{method}.bank_rows"].tolist()
+    for bank in detector.banks.values():
+        by = bank.standardization
         assert (by.mean, by.std) == pytest.approx(tuple(golden[f"{method}.mean_std"]), rel=1e-5)
 
 
@@ -77,8 +81,8 @@ def test_banks_have_the_released_sizes_and_standardisation(samples, golden, meth
 @pytest.mark.parametrize("method", ["DINO+Point_MAE", "DINO+Point_MAE+Fusion"])
 def test_svms_have_the_released_codes_direction(samples, golden, method):
     decision = _fit(samples[:4], method).decision
-    for svm, key in ((decision.image_svm, "detect_coef"), (decision.pixel_svm, "seg_coef")):
-        ours, theirs = svm.coef_.ravel(), golden[f"{method}.{key}"]
+    for svm, key in ((decision.image, "detect_coef"), (decision.pixel, "seg_coef")):
+        ours, theirs = svm.coef, golden[f"{method}.{key}"]
         cosine = ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs)
         assert cosine > SVM_COSINE
 
@@ -104,61 +108,58 @@ def _random_samples(count, *, dims=8, seed=0):
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "FPFH"])
 def test_a_sample_far_from_the_bank_scores_higher(method):
     samples = _random_samples(4)
-    odd = {name: Patches(p.rows.clone(), p.index, p.side) for name, p in samples[3].items()}
+    odd = {name: Patches(p.rows.clone(), p.row_of_patch, p.side) for name, p in samples[3].items()}
     for patches in odd.values():
         patches.rows[100] += 20
     detector = _fit(samples[:3], method)
-    assert detector.predict(odd).image > detector.predict(samples[3]).image
+    assert detector.score(odd).image > detector.score(samples[3]).image
 
 
 def test_equal_fits_give_equal_scores():
     samples = _random_samples(3)
-    first, second = (_fit(samples, "DINO+Point_MAE+Fusion").predict(samples[0]) for _ in range(2))
+    first, second = (_fit(samples, "DINO+Point_MAE+Fusion").score(samples[0]) for _ in range(2))
     assert first.image == second.image
     np.testing.assert_array_equal(first.map, second.map)
 
 
 def test_each_coreset_size_may_count_its_own_rows():
     sizes = {}
-    for rule in ("released", "each"):
+    for rule in ("of_first_bank", "each"):
         detector = _fit(_random_samples(2), "DINO+Point_MAE", quirks=Quirks(coreset_size=rule))
-        sizes[rule] = [len(bank.rows) for bank in detector.banks_.values()]
-    assert sizes == {"released": [627, 62], "each": [627, 156]}
+        sizes[rule] = [len(bank.rows) for bank in detector.banks.values()]
+    assert sizes == {"of_first_bank": [627, 62], "each": [627, 156]}
 
 
 def test_three_banks_append_one_zero_row_to_xyz_and_drop_rows_with_zeros():
     keep = _fit(_random_samples(2), "DINO+Point_MAE+Fusion", quirks=Quirks(zero_rows="keep"))
     released = _fit(_random_samples(2), "DINO+Point_MAE+Fusion")
-    assert len(released.banks_["xyz"].rows) == len(keep.banks_["xyz"].rows) + 1
-    assert not released.banks_["xyz"].rows[-1].any()
+    assert len(released.banks["xyz"].rows) == len(keep.banks["xyz"].rows) + 1
+    assert not released.banks["xyz"].rows[-1].any()
 
 
 def test_rm_zero_for_project_drops_empty_patches_before_the_coreset():
     detector = _fit(_random_samples(2), "Point_MAE", rm_zero_for_project=True)
-    rows = detector.banks_["xyz"].rows
+    rows = detector.banks["xyz"].rows
     assert len(rows) == 200 + 1  # 10 % of the 2 * 1000 patches that are not empty, and the zero row
     assert (rows[:-1] != 0).all()
 
 
 def test_asymmetric_banks_take_xyz_and_fusion_from_the_first_samples():
     detector = _fit(_random_samples(4), "DINO+Point_MAE+Fusion", asy_memory_bank=2, f_coreset=1.0)
-    sizes = {name: len(bank.rows) for name, bank in detector.banks_.items()}
+    sizes = {name: len(bank.rows) for name, bank in detector.banks.items()}
     assert sizes == {"xyz": 2 * 3136 + 1, "rgb": 4 * 784, "fusion": 2 * 3136}
 
 
 def test_a_full_bank_keeps_every_row():
     detector = _fit(_random_samples(2), "DINO", f_coreset=1.0)
-    assert len(detector.banks_["rgb"].rows) == 2 * 784
+    assert len(detector.banks["rgb"].rows) == 2 * 784
 
 
 def test_lambdas_scale_the_columns_of_the_decision():
     samples = _random_samples(3)
-    lambdas = Lambdas(
-        score={"xyz": 0.0, "rgb": 1.0, "fusion": 1.0}, map={"xyz": 0.0, "rgb": 1.0, "fusion": 1.0}
-    )
-    decision = _fit(samples, "DINO+Point_MAE", lambdas=lambdas).decision
-    assert decision.image_svm.coef_.ravel()[0] == 0
-    assert decision.pixel_svm.coef_.ravel()[0] == 0
+    decision = _fit(samples, "DINO+Point_MAE", xyz_s_lambda=0.0, xyz_smap_lambda=0.0).decision
+    assert decision.image.coef[0] == 0
+    assert decision.pixel.coef[0] == 0
 
 
 def test_constant_features_are_refused():

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from feature_extractors.extractor import Extractor, Preparation, fuse_patches
-from feature_extractors.networks import Networks, load_networks
-from feature_extractors.settings import Quirks, Settings
+from feature_extractors.extractor import Extractor, fuse_patches
+from feature_extractors.networks import Networks, WeightsSource, load_networks
+from feature_extractors.quirks import Quirks
+from feature_extractors.settings import Settings
 from models.alignment import pool_points
 from models.fpfh.descriptors import fpfh_features
 from models.uff.block import FusionBlock
-from models.uff.feature_store import paired_rgb
 from utils.structures import Patches, Sample
 
 CPU = torch.device("cpu")
+RANDOM = WeightsSource(random_weights=True)
 SIZE = 32  # pixels a side: 4 x 4 rgb patches, 8 x 8 xyz patches
 FUSION = Settings(
     method_name="DINO+Point_MAE+Fusion",
@@ -38,20 +39,23 @@ def _sample(num_points: int, seed: int = 0) -> Sample:
         image=rng.standard_normal((3, SIZE, SIZE)).astype(np.float32),
         points=plate.reshape(-1, 3)[pixel_index],
         pixel_index=pixel_index,
-        mask=np.zeros((SIZE, SIZE), bool),
-        label=0,
-        path=f"train/good/rgb/{seed:03d}.png",
     )
 
 
 @pytest.fixture(scope="module")
 def networks() -> Networks:
-    return load_networks(FUSION, None, None)
+    return load_networks(FUSION, RANDOM, CPU)
 
 
 def _extract(settings: Settings, networks: Networks, samples: list[Sample]):
-    prepared = [Preparation(settings)(sample) for sample in samples]
-    return Extractor(settings, networks, CPU).extract(prepared)
+    extractor = Extractor(settings, networks, CPU)
+    return extractor.extract([extractor.preparation(sample) for sample in samples])
+
+
+def _only(networks: Networks, modality: str) -> Networks:
+    return Networks(
+        **{**dict.fromkeys(("rgb", "xyz", "fusion")), modality: getattr(networks, modality)}, origins={}
+    )
 
 
 def _toy_patches(seed: int, rows: int, side: int, dim: int) -> Patches:
@@ -75,7 +79,7 @@ def test_fusion_keeps_each_distinct_pair_once():
     xyz, rgb = _toy_patches(1, 3, 8, 6), _toy_patches(2, 2, 4, 4)
     fused = fuse_patches(block, xyz, rgb)
     assert len(fused.rows) <= 3 * 2
-    assert sorted(fused.index.unique().tolist()) == list(range(len(fused.rows)))
+    assert sorted(fused.row_of_patch.unique().tolist()) == list(range(len(fused.rows)))
 
 
 def test_each_modality_has_its_grid_and_width(networks):
@@ -85,18 +89,18 @@ def test_each_modality_has_its_grid_and_width(networks):
 
 
 def test_method_without_a_modality_needs_no_network_of_it(networks):
-    (patches,) = _extract(POINT_MAE, Networks(xyz=networks.xyz), [_sample(400)])
+    (patches,) = _extract(POINT_MAE, _only(networks, "xyz"), [_sample(400)])
     assert set(patches) == {"xyz"}
     dino = dataclasses.replace(FUSION, method_name="DINO")
-    (patches,) = _extract(dino, Networks(rgb=networks.rgb), [_sample(400)])
+    (patches,) = _extract(dino, _only(networks, "rgb"), [_sample(400)])
     assert set(patches) == {"rgb"}
 
 
 def test_networks_are_those_of_the_method_frozen_and_equal_by_seed(networks):
-    again = load_networks(dataclasses.replace(POINT_MAE, method_name="DINO+Point_MAE"), None, None)
+    again = load_networks(dataclasses.replace(POINT_MAE, method_name="DINO+Point_MAE"), RANDOM, CPU)
     assert again.fusion is None
-    assert load_networks(FPFH, None, None) == Networks(sources={"xyz": "none needed"})
-    for first, second in ((networks.rgb, again.rgb), (networks.xyz, again.xyz)):
+    assert load_networks(FPFH, RANDOM, CPU).origins == {"xyz": "none needed"}
+    for first, second in ((networks.rgb, again.rgb), (networks.xyz.network, again.xyz.network)):
         assert not first.training
         assert not any(parameter.requires_grad for parameter in first.parameters())
         for a, b in zip(first.parameters(), second.parameters(), strict=True):
@@ -104,7 +108,7 @@ def test_networks_are_those_of_the_method_frozen_and_equal_by_seed(networks):
 
 
 def test_batch_gives_what_its_samples_give_one_by_one(networks):
-    samples = [_sample(400, 0), _sample(0, 1), _sample(900, 2)]
+    samples = [_sample(400, 0), _sample(3, 1), _sample(900, 2)]
     together = _extract(FUSION, networks, samples)
     for sample, batched in zip(samples, together, strict=True):
         (alone,) = _extract(FUSION, networks, [sample])
@@ -112,48 +116,45 @@ def test_batch_gives_what_its_samples_give_one_by_one(networks):
             torch.testing.assert_close(batched[name].dense(), patches.dense(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [POINT_MAE, FPFH], ids=["Point_MAE", "FPFH"])
-def test_empty_cloud_has_empty_patches_and_a_remark(networks, settings):
-    prepared = Preparation(settings)(_sample(0))
-    assert prepared.remarks == ("the cloud has no point: all xyz patches are empty",)
-    (patches,) = Extractor(settings, Networks(xyz=networks.xyz), CPU).extract([prepared])
-    assert tuple(patches["xyz"].dense().shape) == (settings.xyz_side**2, settings.xyz_dim)
-    assert not patches["xyz"].dense().any()
+@pytest.mark.parametrize("settings", [POINT_MAE, FPFH, FUSION], ids=["Point_MAE", "FPFH", "Fusion"])
+def test_cloud_without_a_point_is_refused(settings):
+    extractor = Extractor(settings, load_networks(settings, RANDOM, CPU), CPU)
+    with pytest.raises(ValueError, match="the cloud has no point"):
+        extractor.preparation(_sample(0))
 
 
-def test_fused_patches_of_an_empty_cloud_are_those_of_zero_xyz_rows(networks):
-    (patches,) = _extract(FUSION, networks, [_sample(0)])
-    rgb = patches["rgb"].dense()[paired_rgb("colocated", 4, 8)]
-    torch.testing.assert_close(patches["fusion"].dense(), networks.fusion.fuse(torch.zeros(64, 1152), rgb))
+def test_method_that_looks_at_no_cloud_needs_none(networks):
+    dino = dataclasses.replace(FUSION, method_name="DINO")
+    (patches,) = _extract(dino, _only(networks, "rgb"), [_sample(0)])
+    assert torch.isfinite(patches["rgb"].rows).all()
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 15])
 def test_cloud_of_fewer_points_than_groups_has_finite_patches_and_a_remark(networks, count):
-    prepared = Preparation(POINT_MAE)(_sample(count))
+    extractor = Extractor(POINT_MAE, _only(networks, "xyz"), CPU)
+    prepared = extractor.preparation(_sample(count))
     assert prepared.remarks == (
         f"the cloud has {count} points, --num_group and --group_size want 16: fewer are used",
     )
-    (patches,) = Extractor(POINT_MAE, Networks(xyz=networks.xyz), CPU).extract([prepared])
+    (patches,) = extractor.extract([prepared])
     dense = patches["xyz"].dense()
     assert torch.isfinite(dense).all()
     assert 0 < (dense != 0).any(dim=1).sum() <= 4 * count
 
 
-def test_cloud_of_enough_points_has_no_remark():
-    assert Preparation(POINT_MAE)(_sample(16)).remarks == ()
+def test_cloud_of_enough_points_has_no_remark(networks):
+    assert Extractor(POINT_MAE, networks, CPU).preparation(_sample(16)).remarks == ()
 
 
 @pytest.mark.parametrize("count", [1, 3, 500])
-def test_fpfh_patches_are_the_pooled_descriptors_in_float64_where_they_stand_alone(count):
+def test_fpfh_patches_are_the_pooled_descriptors_in_float64(count):
     sample = _sample(count)
-    (patches,) = _extract(FPFH, Networks(), [sample])
+    (patches,) = _extract(FPFH, load_networks(FPFH, RANDOM, CPU), [sample])
     descriptors = fpfh_features(sample.points, np.float64)
     side = FPFH.xyz_side
     expected = pool_points(descriptors, sample.pixel_index, image_size=SIZE, side=side)
     assert patches["xyz"].rows.dtype == torch.float64
     assert torch.equal(patches["xyz"].dense(), expected.dense())
-    beside = dataclasses.replace(FPFH, method_name="DINO+Point_MAE")
-    assert Preparation(beside)(sample).descriptors.rows.dtype == torch.float32
 
 
 class TestLiveDropPath:
@@ -161,8 +162,7 @@ class TestLiveDropPath:
 
     def _rows(self, seed: int) -> list[torch.Tensor]:
         settings = dataclasses.replace(self.SETTINGS, seed=seed)
-        network = load_networks(self.SETTINGS, None, None).xyz
-        found = _extract(settings, Networks(xyz=network), [_sample(400)] * 8)
+        found = _extract(settings, load_networks(self.SETTINGS, RANDOM, CPU), [_sample(400)] * 8)
         return [patches["xyz"].rows for patches in found]
 
     def test_draws_follow_the_seed(self):
@@ -185,7 +185,7 @@ class TestLiveDropPath:
 
 def test_without_live_drop_path_the_seed_does_not_matter(networks):
     (first,), (second,) = (
-        _extract(dataclasses.replace(POINT_MAE, seed=seed), Networks(xyz=networks.xyz), [_sample(400)])
+        _extract(dataclasses.replace(POINT_MAE, seed=seed), _only(networks, "xyz"), [_sample(400)])
         for seed in (0, 1)
     )
     assert torch.equal(first["xyz"].rows, second["xyz"].rows)

@@ -6,7 +6,11 @@ import torch
 
 from feature_extractors.memory_bank.anomaly_map import anomaly_map
 from feature_extractors.memory_bank.bank import MemoryBank, ScoreRule, image_score
-from feature_extractors.memory_bank.training_patches import Standardization, TrainingPatches
+from feature_extractors.memory_bank.training_patches import (
+    NO_STANDARDIZATION,
+    Standardization,
+    TrainingPatches,
+)
 from utils.structures import Patches
 
 RULE = ScoreRule(reweight_eps=0.0, distance_scale=1.0, leave_out_self=True, blur="pil_8bit", image_size=224)
@@ -47,7 +51,7 @@ def test_image_score_is_patchcores_equation_7(leave_out_self, eps, scale):
     generator = torch.Generator().manual_seed(0)
     rows, patches = (torch.randn(n, 16, generator=generator) for n in (50, 784))
     rule = ScoreRule(eps, scale, leave_out_self, "pil_8bit", 224)
-    score = MemoryBank(rows, rule).score(Patches(patches, torch.arange(784), 28))
+    score = MemoryBank(rows, NO_STANDARDIZATION, rule).score(Patches(patches, torch.arange(784), 28))
     expected = _patchcore_score(rows, patches, eps, scale, leave_out_self=leave_out_self)
     assert score.image == pytest.approx(expected, rel=1e-5)
 
@@ -60,7 +64,7 @@ def test_equal_patches_stored_once_or_each_give_the_same_score():
     generator = torch.Generator().manual_seed(0)
     rows, bank = (
         torch.randn(10, 8, generator=generator),
-        MemoryBank(torch.randn(9, 8, generator=generator), RULE),
+        MemoryBank(torch.randn(9, 8, generator=generator), NO_STANDARDIZATION, RULE),
     )
     index = torch.randint(10, (784,), generator=generator)
     once, each = bank.score(Patches(rows, index, 28)), bank.score(Patches(rows[index], torch.arange(784), 28))
@@ -70,12 +74,14 @@ def test_equal_patches_stored_once_or_each_give_the_same_score():
 
 def test_a_patch_of_the_bank_has_distance_zero():
     rows = torch.randn(784, 32) * 30
-    assert not MemoryBank(rows, RULE).score(Patches(rows, torch.arange(784), 28)).map.any()
+    assert (
+        not MemoryBank(rows, NO_STANDARDIZATION, RULE).score(Patches(rows, torch.arange(784), 28)).map.any()
+    )
 
 
 def test_a_bank_too_small_to_weigh_scores_is_refused():
     with pytest.raises(ValueError, match=r"2 rows .* larger --f_coreset"):
-        MemoryBank(torch.zeros(2, 4), RULE)
+        MemoryBank(torch.zeros(2, 4), NO_STANDARDIZATION, RULE)
 
 
 def _training():
@@ -92,12 +98,22 @@ def test_mean_and_std_count_a_row_as_often_as_it_stands_in_the_map():
     assert training.std() == pytest.approx(float(dense.std()), rel=1e-6)
 
 
-def test_collected_samples_come_out_as_they_went_in_and_standardise_in_place():
-    samples = _training()
-    training = TrainingPatches.collect(samples)
-    for before, after in zip(samples, training, strict=True):
+def test_a_bank_standardises_what_it_scores_and_changes_nothing():
+    generator = torch.Generator().manual_seed(0)
+    rows, patches = (torch.randn(n, 16, generator=generator) for n in (50, 784))
+    by, before = Standardization(mean=1.0, std=2.0), patches.clone()
+    found = MemoryBank(rows, by, RULE).score(Patches(patches, torch.arange(784), 28))
+    standardized = Patches((patches - 1) / 2, torch.arange(784), 28)
+    expected = MemoryBank(rows, NO_STANDARDIZATION, RULE).score(standardized)
+    assert found.image == expected.image
+    np.testing.assert_array_equal(found.map, expected.map)
+    assert torch.equal(patches, before)
+
+
+def test_the_first_samples_share_memory_with_all():
+    training = TrainingPatches.collect(_training())
+    first = training.first(2)
+    assert len(first) == 2
+    assert first.rows.data_ptr() == training.rows.data_ptr()
+    for before, after in zip(_training(), first, strict=False):
         assert torch.equal(before.dense(), after.dense())
-    training.standardize(Standardization(mean=1.0, std=2.0))
-    for before, after in zip(samples, training.first(2), strict=False):
-        assert torch.equal((before.dense() - 1) / 2, after.dense())
-    assert len(training.first(2)) == 2

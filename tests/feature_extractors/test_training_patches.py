@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from feature_extractors.memory_bank.training_patches import PatchCollector, TrainingPatches
+from feature_extractors.memory_bank.training_patches import PatchCollector
 from utils.structures import Patches
 
 
@@ -22,7 +22,7 @@ def test_samples_come_back_as_they_were_added(counts, expected):
     assert len(joined.rows) == sum(counts)
     for found, sample in zip(joined, samples, strict=True):
         assert torch.equal(found.rows, sample.rows)
-        assert torch.equal(found.index, sample.index)
+        assert torch.equal(found.row_of_patch, sample.row_of_patch)
 
 
 def test_rows_are_held_in_the_dtype_asked_for():
@@ -31,11 +31,3 @@ def test_rows_are_held_in_the_dtype_asked_for():
     joined = collector.joined()
     assert joined.rows.dtype == torch.float16
     assert torch.equal(joined.rows, _sample(4, 0).rows.half())
-
-
-def test_features_made_in_inference_mode_can_be_standardised_in_place():
-    with torch.inference_mode():
-        sample = _sample(4, 0)
-    joined = TrainingPatches.collect([sample])
-    joined.rows.sub_(1.0)
-    assert torch.equal(joined.rows, sample.rows - 1)

@@ -43,7 +43,7 @@ def test_patches_equal_the_full_size_map_in_float64_and_are_nearer_to_it_than_th
 def test_released_interpolation_equals_the_float32_map(cloud) -> None:
     points, pixel_index, centers = cloud
     tokens = tokens_of(len(centers))
-    operator = alignment_operator(points, pixel_index, centers, interpolation="released", **GRID)
+    operator = alignment_operator(points, pixel_index, centers, interpolation="cancelling", **GRID)
     difference = align(operator, tokens).dense() - plain_patches(points, pixel_index, centers, tokens, **GRID)
     tied = 0.05  # share of patches in which the plain sort breaks a tie of distances differently
     assert (difference.abs().amax(1) > 1e-4).float().mean() < tied
@@ -52,11 +52,11 @@ def test_released_interpolation_equals_the_float32_map(cloud) -> None:
 def test_patches_without_a_point_share_one_row_of_zeros(cloud) -> None:
     points, pixel_index, centers = cloud
     patches = align(alignment_operator(points, pixel_index, centers, **GRID), tokens_of(len(centers)))
-    empty = patches.index == len(patches.rows) - 1
+    empty = patches.row_of_patch == len(patches.rows) - 1
     assert 0 < int(empty.sum()) < SIDE * SIDE
     assert (patches.rows[-1] == 0).all()
     assert (patches.rows[:-1] != 0).all()
-    assert patches.index[~empty].tolist() == list(range(len(patches.rows) - 1))
+    assert patches.row_of_patch[~empty].tolist() == list(range(len(patches.rows) - 1))
 
 
 def test_a_full_image_has_no_row_of_zeros() -> None:
@@ -64,7 +64,7 @@ def test_a_full_image_has_no_row_of_zeros() -> None:
     centers = points[farthest_points(points, 40)]
     patches = align(alignment_operator(points, np.arange(SIZE * SIZE), centers, **GRID), tokens_of(40))
     assert len(patches.rows) == SIDE * SIDE
-    assert patches.index.tolist() == list(range(SIDE * SIDE))
+    assert patches.row_of_patch.tolist() == list(range(SIDE * SIDE))
 
 
 def test_weights_of_a_full_image_add_up_to_one_a_patch() -> None:
@@ -75,7 +75,7 @@ def test_weights_of_a_full_image_add_up_to_one_a_patch() -> None:
 
 
 @pytest.mark.parametrize("num_group", [1, 2])
-@pytest.mark.parametrize("interpolation", ["exact", "released"])
+@pytest.mark.parametrize("interpolation", ["exact", "cancelling"])
 def test_fewer_than_three_centres_are_all_used(num_group: int, interpolation: Interpolation) -> None:
     points = wavy_surface(30)
     weight, center = interpolation_weights(points, points[:num_group], interpolation)
@@ -91,7 +91,7 @@ def test_interpolation_equals_the_released_one() -> None:
     np.testing.assert_allclose(interpolated, golden["interpolated"], atol=2e-3)
 
 
-@pytest.mark.parametrize("interpolation", ["exact", "released"])
+@pytest.mark.parametrize("interpolation", ["exact", "cancelling"])
 def test_patches_equal_the_released_ones(interpolation: Interpolation) -> None:
     golden = np.load(GOLDENS / "alignment.npz", allow_pickle=False)
     points, center_index = golden["points"], farthest_points(golden["points"], 128)
@@ -122,7 +122,7 @@ def test_patches_are_the_same_on_the_gpu(cloud) -> None:
     tokens = tokens_of(len(centers))
     on_gpu = align(operator, tokens.cuda())
     assert on_gpu.rows.is_cuda
-    assert on_gpu.index.is_cuda
+    assert on_gpu.row_of_patch.is_cuda
     torch.testing.assert_close(on_gpu.dense().cpu(), align(operator, tokens).dense())
 
 
@@ -153,6 +153,6 @@ def test_released_distances_are_those_of_one_product_over_all_pairs() -> None:
     smallest, index = squared.sort(dim=1)
     weight = 1 / (smallest[:, :3] + 1e-8)
     expected = weight / weight.sum(1, keepdim=True)
-    found_weight, found_index = interpolation_weights(points, centers, "released")
+    found_weight, found_index = interpolation_weights(points, centers, "cancelling")
     np.testing.assert_array_equal(found_index, index[:, :3])
     np.testing.assert_allclose(found_weight, expected, rtol=1e-6)

@@ -2,17 +2,28 @@ import numpy as np
 import pytest
 import torch
 
+from models.backbones import RGB_BACKBONES, XYZ_BACKBONES, XyzOptions
 from models.checkpoints import CheckpointError
-from models.point_transformer.weights import load_point_transformer
-from models.vit import VITS, load_vit, random_vit, vit_patches
+from models.point_transformer.encoder import build_point_transformer
 from tests.reference.formula import fill
 
 SMALL = "vit_small_patch8_224_dino"
+OPTIONS = XyzOptions(32, 16, 8, batchnorm="cloud", drop_path=False, interpolation="exact")
+
+
+def load_vit(name, folder, image_size):
+    row = RGB_BACKBONES[name]
+    return row.build(image_size, row.download.path_in(folder))
+
+
+def load_point_transformer(name, folder):
+    row = XYZ_BACKBONES[name]
+    return row.build(OPTIONS, row.download.path_in(folder)).network
 
 
 @pytest.fixture(scope="module")
 def small_state():
-    return fill(random_vit(SMALL, 224)).state_dict()
+    return fill(RGB_BACKBONES[SMALL].build(224, None).vit).state_dict()
 
 
 def _save(folder, content, file="dino_deitsmall8_pretrain.pth"):
@@ -24,22 +35,22 @@ def test_vit_loads_completely_and_frozen_from_the_original_layout(tmp_path, smal
     model = load_vit(SMALL, _save(tmp_path, small_state), 224)
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
-    for key, value in model.state_dict().items():
+    for key, value in model.vit.state_dict().items():
         assert torch.equal(value, small_state[key]), key
 
 
 def test_patches_are_all_tokens_but_the_class_token(small_state):
-    model = random_vit(SMALL, 32)
+    model = RGB_BACKBONES[SMALL].build(32, None)
     images = torch.randn(2, 3, 32, 32)
-    tokens = model.forward_features(images)
-    assert torch.equal(vit_patches(model, images), tokens[:, 1:])
-    assert vit_patches(model, images).shape == (2, 16, VITS[SMALL].dim)
+    tokens = model.vit.forward_features(images)
+    assert torch.equal(model(images), tokens[:, 1:])
+    assert model(images).shape == (2, 16, RGB_BACKBONES[SMALL].dim)
 
 
 def test_position_embedding_is_interpolated_for_another_image_size(tmp_path, small_state):
     model = load_vit(SMALL, _save(tmp_path, small_state), 256)
-    assert model.pos_embed.shape == (1, 1 + 32 * 32, 384)
-    assert vit_patches(model, torch.zeros(1, 3, 256, 256)).shape == (1, 1024, 384)
+    assert model.vit.pos_embed.shape == (1, 1 + 32 * 32, 384)
+    assert model(torch.zeros(1, 3, 256, 256)).shape == (1, 1024, 384)
 
 
 def test_missing_key_is_named_with_file_and_remedy(tmp_path, small_state):
@@ -74,30 +85,15 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path, capsys):
     assert "code ran" not in capsys.readouterr().out
 
 
-def test_missing_vit_is_fetched_through_timm_and_its_failure_says_what_to_do(tmp_path, monkeypatch):
-    asked = []
-
-    def no_network(name, **options):
-        asked.append((name, options["pretrained"]))
-        raise OSError("no route to host")
-
-    monkeypatch.setattr("timm.create_model", no_network)
-    with pytest.raises(
-        CheckpointError, match=r"could not fetch .*no route to host.*README.*--random_weights"
-    ):
-        load_vit(SMALL, tmp_path, 224)
-    assert asked == [("vit_small_patch8_224.dino", True)]
-
-
 def test_missing_point_weights_name_file_and_remedy(tmp_path):
     with pytest.raises(CheckpointError, match=r"pointmae_pretrain\.pth: no such file; download 'Point-MAE'"):
-        load_point_transformer("Point_MAE", tmp_path, batchnorm="cloud", drop_path=False)
+        load_point_transformer("Point_MAE", tmp_path)
 
 
 def test_point_checkpoint_without_its_nesting_is_refused(tmp_path):
     _save(tmp_path, {"state": {}}, "pointmae_pretrain.pth")
     with pytest.raises(CheckpointError, match="has no entry 'base_model'"):
-        load_point_transformer("Point_MAE", tmp_path, batchnorm="cloud", drop_path=False)
+        load_point_transformer("Point_MAE", tmp_path)
 
 
 @pytest.mark.parametrize("prefix", ["module.", ""])
@@ -109,25 +105,25 @@ def test_point_checkpoint_without_its_nesting_is_refused(tmp_path):
     ],
 )
 def test_point_transformers_load_from_the_original_nesting(tmp_path, name, file, encoder, foreign, prefix):
-    from models.point_transformer.transformer import build_point_transformer
-
     state = fill(build_point_transformer(name)).state_dict()
     base = {f"{prefix}{encoder}{key}": value for key, value in state.items()}
     _save(tmp_path, {"base_model": {**base, prefix + foreign: torch.ones(3)}, "epoch": 300}, file)
-    model = load_point_transformer(name, tmp_path, batchnorm="cloud", drop_path=False)
+    model = load_point_transformer(name, tmp_path)
     assert not any(p.requires_grad for p in model.parameters())
     for key, value in model.state_dict().items():
         assert torch.equal(value, state[key]), key
 
 
 def test_truncated_npz_is_one_error(tmp_path):
-    (tmp_path / VITS["vit_base_patch8_224"].download.file).write_bytes(b"PK\x03\x04")
+    (tmp_path / RGB_BACKBONES["vit_base_patch8_224"].download.file).write_bytes(b"PK\x03\x04")
     with pytest.raises(CheckpointError, match="not a readable"):
         load_vit("vit_base_patch8_224", tmp_path, 224)
 
 
 def test_npz_missing_an_array_names_it(tmp_path):
-    np.savez(tmp_path / VITS["vit_base_patch8_224"].download.file, cls=np.zeros((1, 1, 768), np.float32))
+    np.savez(
+        tmp_path / RGB_BACKBONES["vit_base_patch8_224"].download.file, cls=np.zeros((1, 1, 768), np.float32)
+    )
     with pytest.raises(CheckpointError, match=r"keys are missing: embedding/kernel"):
         load_vit("vit_base_patch8_224", tmp_path, 224)
 
@@ -136,4 +132,4 @@ def test_npz_missing_an_array_names_it(tmp_path):
 def test_point_checkpoint_of_another_build_is_one_error(tmp_path, content):
     torch.save(content, tmp_path / "pointmae_pretrain.pth")
     with pytest.raises(CheckpointError, match=r"pointmae_pretrain\.pth: "):
-        load_point_transformer("Point_MAE", tmp_path, batchnorm="cloud", drop_path=False)
+        load_point_transformer("Point_MAE", tmp_path)
