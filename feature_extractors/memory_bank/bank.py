@@ -10,7 +10,7 @@ import torch
 
 from feature_extractors.memory_bank.anomaly_map import Blur, anomaly_map
 from feature_extractors.memory_bank.coreset import greedy_coreset, sparse_projection
-from feature_extractors.memory_bank.nearest import BankIndex, nearest_rows, neighbours
+from feature_extractors.memory_bank.nearest import NearestRows
 from feature_extractors.memory_bank.training_patches import Standardization, TrainingPatches
 from feature_extractors.settings import Settings
 from utils.structures import Modality, Patches, Score
@@ -51,12 +51,12 @@ class MemoryBank:
             )
         self.rows = rows
         self.rule = rule
-        self._index = BankIndex.of(rows)
+        self._search = NearestRows(rows)
 
     @torch.inference_mode()
     def score(self, patches: Patches) -> Score:
         """Score one sample, whose patches are standardised as the bank's rows are."""
-        distance, nearest = nearest_rows(patches.rows, self._index)
+        distance, nearest = self._search.nearest(patches.rows)
         worst = int(distance.argmax())  # p*, the row of the patch of largest distance
         image_score = self._reweighted(patches.rows[worst], float(distance[worst]), int(nearest[worst]))
         pixel_scores = anomaly_map(
@@ -73,7 +73,7 @@ class MemoryBank:
 
     def _around(self, center: int) -> torch.Tensor:
         """The bank's rows nearest to row `center`, itself first or left out."""
-        around = neighbours(self._index, center, NEIGHBOURS)
+        around = self._search.around(center, NEIGHBOURS)
         return around[1:] if self.rule.leave_out_self else around
 
 
