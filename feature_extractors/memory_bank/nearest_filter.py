@@ -36,8 +36,10 @@ FILTER_TRIALS = 2  # blocks that it fails on before the products take over for t
 
 @dataclass(frozen=True)
 class FilterScreen:
-    """The bank's products, for where the filter fails; its directions basis (D, k) float64, orthonormal; the
-    coordinates (n, k + 1) float32 of its rows, in which distances are lower bounds, and their squared lengths (n,).
+    """The bank's rows in coordinates (n, k + 1) float32, in which distances are lower bounds.
+
+    squares (n,) are the coordinates' squared lengths; basis (D, k) float64, orthonormal, holds the directions;
+    products takes over where the filter fails.
     """
 
     products: ProductScreen
@@ -86,9 +88,8 @@ class FilteredQueries:
     def _few_pairs(self, block: slice, rows: torch.Tensor, limit: torch.Tensor) -> Pairs | None:
         """The pairs that the bounds leave; None if these are too many."""
         bounds = self._bank.shifted_bounds(self._coordinates, block)
-        number = (bounds.amin(1) <= limit + self._shift).nonzero()[
-            :, 0
-        ]  # of queries that may find a row here
+        below = bounds.amin(1) <= limit + self._shift
+        number = below.nonzero()[:, 0]  # of the queries that may find a row here
         if len(number) == 0:
             return number, number
         bounds = bounds[number]
