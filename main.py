@@ -243,10 +243,6 @@ def _run_classes(args: argparse.Namespace, settings: Settings, samples: Samples)
     from m3dm_runner import M3DM
     from models.uff.feature_store import FeatureStoreWriter
 
-    if args.random_weights:
-        print(
-            "warning: --random_weights: these results mean nothing, only that the code runs", file=sys.stderr
-        )
     model = M3DM(
         settings,
         checkpoint_dir=args.checkpoint_dir,
@@ -257,7 +253,13 @@ def _run_classes(args: argparse.Namespace, settings: Settings, samples: Samples)
         num_workers=args.num_workers,
     )
     if args.random_weights:
-        print("warning: --random_weights: these results mean nothing, only that the code runs", file=sys.stderr)
+        print(
+            "warning: --random_weights: these results mean nothing, only that the code runs", file=sys.stderr
+        )
+    if args.random_weights:
+        print(
+            "warning: --random_weights: these results mean nothing, only that the code runs", file=sys.stderr
+        )
     store = None
     if args.save_feature:
         store = FeatureStoreWriter(args.save_feature_path, meta=store_meta(settings, model.weights))

@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.coreset import peak_memory
 from benchmarks.timing import Comparison, compare
-from feature_extractors.memory_bank.nearest import BankIndex, nearest_rows
+from feature_extractors.memory_bank.nearest import NearestRows
 from tests.reference.nearest import released_nearest
 from utils.structures import Patches
 
@@ -42,9 +42,8 @@ def _row(kind: str, num_rows: int, repeats: int) -> dict[str, Any]:
     filled = round(PATCHES * (1 - EMPTY_SHARE))
     rows = torch.cat([torch.zeros(1, DIM), FEATURES[kind](filled, generator)])
     patches = Patches(rows, (torch.arange(PATCHES) - (PATCHES - filled - 1)).clamp(min=0), side=56)
-    index, dense = BankIndex.of(bank), patches.dense()
-    plain = partial(released_nearest, dense, bank)
-    ours = partial(_nearest_patches, patches, index)
+    plain = partial(released_nearest, patches.dense(), bank)
+    ours = partial(_nearest_patches, patches, NearestRows(bank))
     result = compare(plain, ours, repeats)
     size = f"{PATCHES} ({PATCHES - filled} empty) x {num_rows} x {DIM}"
     memory = f"{peak_memory(ours)} (plain {peak_memory(plain)})"
@@ -72,16 +71,16 @@ def _on_a_surface(size: int, generator: torch.Generator) -> torch.Tensor:
 FEATURES = {"gaussian": _gaussian, "clusters": _clusters, "on a surface": _on_a_surface}
 
 
-def _nearest_patches(patches: Patches, bank: BankIndex) -> tuple[torch.Tensor, torch.Tensor]:
-    distance, index = nearest_rows(patches.rows, bank)
-    return distance[patches.index], index[patches.index]
+def _nearest_patches(patches: Patches, bank: NearestRows) -> tuple[torch.Tensor, torch.Tensor]:
+    distance, row_number = bank.nearest(patches.rows)
+    return distance[patches.index], row_number[patches.index]
 
 
 def _exactness(result: Comparison) -> str:
     equal = int((result.plain[1] == result.ours[1]).sum())
     error = float((result.plain[0] - result.ours[0]).abs().max())
-    indices = "equal indices" if equal == PATCHES else f"{equal} of {PATCHES} indices equal"
-    return f"{indices}, distances within {error:.0e}"
+    rows = "equal rows" if equal == PATCHES else f"{equal} of {PATCHES} rows equal"
+    return f"{rows}, distances within {error:.0e}"
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from feature_extractors.memory_bank.anomaly_map import Blur, anomaly_map
 from feature_extractors.memory_bank.coreset import greedy_coreset, sparse_projection
-from feature_extractors.memory_bank.nearest import BankIndex, nearest_rows, neighbours
+from feature_extractors.memory_bank.nearest import NearestRows
 from feature_extractors.memory_bank.training_patches import Standardization, TrainingPatches
 from feature_extractors.settings import Settings
 from utils.structures import Patches, Score
@@ -56,13 +56,13 @@ class MemoryBank:
         self.rows = rows
         self.standardization = standardization
         self.rule = rule
-        self._search = BankIndex.of(rows)
+        self._search = NearestRows(rows)
 
     @torch.inference_mode()
     def score(self, patches: Patches) -> Score:
         """Image score and map of one sample."""
         rows = self.standardization.apply(patches.rows)
-        distance, nearest = nearest_rows(rows, self._search)
+        distance, nearest = self._search.nearest(rows)
         worst = int(distance.argmax())  # p*, the row of the patch of largest distance
         image_score = self._reweighted(rows[worst], float(distance[worst]), int(nearest[worst]))
         rule = self.rule
@@ -71,7 +71,7 @@ class MemoryBank:
 
     def _reweighted(self, patch: torch.Tensor, distance: float, nearest: int) -> float:
         """PatchCore eq. 7 on s* = `distance` of p* = `patch` to m*; as released m* itself is left out."""
-        around = neighbours(self._search, nearest, REWEIGHT_NEIGHBORS)
+        around = self._search.around(nearest, REWEIGHT_NEIGHBORS)
         if self.rule.leave_out_self:
             around = around[1:]
         radii = torch.linalg.vector_norm(self.rows[around].double() - patch, dim=1).cpu().numpy()

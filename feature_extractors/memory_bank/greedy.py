@@ -1,10 +1,10 @@
-"""Greedy k-centre by exact lazy batches: what one pass over all rows per chosen row gives, without the passes.
+"""Greedy k-center by exact lazy batches: the result of one pass over all rows per chosen row, without the passes.
 
 A row's distance to the chosen rows only falls, so a distance measured earlier is an upper bound. A batch takes
 the `CANDIDATES` rows of largest bound, brings them up to date and chooses greedily among them, as long as the
-best of them comes before the first row left out. All other rows are left alone until their bound is among the
-largest. Rows are brought up to date by one matrix product, which only tells which pairs may matter; those are
-measured with the arithmetic of the loop. That arithmetic, on the host whatever the device:
+best of them comes before the first row left out. All other rows wait until their bound is among the largest.
+One matrix product finds the pairs of a batch that may matter; these are measured with the arithmetic of the
+loop, on the host whatever the device:
 
     float16: rows are rounded to float16, each difference is rounded to float16;
     both: squares are summed exactly (float64) and the sum is rounded to float32, its root to float32,
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numba import njit
 
-from feature_extractors.memory_bank.nearest import (
+from feature_extractors.memory_bank.products import (
     FLOAT32_ROUNDOFF,
     full_precision,
     possible_nearest,
@@ -30,7 +30,7 @@ from feature_extractors.memory_bank.nearest import (
 )
 
 CANDIDATES = 2048
-CENTERS_AT_ONCE = {"cpu": 512, "cuda": 8192}  # columns of the product: 4 MB and 64 MB with all candidates
+CHOSEN_AT_ONCE = {"cpu": 512, "cuda": 8192}  # columns of the product: 4 MB and 64 MB with all candidates
 EARLY_EXIT = 64  # dimensions summed between two looks at the limit
 LEAST_BOUND = np.float32(1e-30)  # squares of smaller differences may be 0 in float32
 # A difference rounded to float16 is off by 2**-11 of itself, a square by 2**-10, two of them are compared;
@@ -42,28 +42,28 @@ SLACK = {True: 2.0**-9 + 2.0**-12, False: 2.0**-20}
 class _Cover:
     """What is known of the distance between the rows and the chosen ones.
 
-    rows (U, d) float32 on the host; device_rows the same where products are computed; shift (d,) their mean,
-    taken off so that products lose fewer digits; distance (U,) float32 the distance to the first `seen` (U,)
-    chosen rows, an upper bound of that to all; chosen (n,) of which `count` are known.
+    rows (U, d) float32 on the host; device_rows the same on the device of the products; mean (d,) is subtracted
+    before products, which then lose fewer digits; distance (U,) float32 to the nearest of the first `seen` (U,)
+    chosen rows, an upper bound of that to all; chosen (n,) row numbers, of which `count` are known.
     """
 
     rows: np.ndarray
     device_rows: torch.Tensor
-    shift: torch.Tensor
+    mean: torch.Tensor
     distance: np.ndarray
     seen: np.ndarray
     chosen: np.ndarray
     count: int
     half: bool
 
-    def centred(self, index: np.ndarray) -> torch.Tensor:
-        return self.device_rows[torch.from_numpy(index).to(self.shift.device)] - self.shift
+    def centered(self, row_number: np.ndarray) -> torch.Tensor:
+        return self.device_rows[torch.from_numpy(row_number).to(self.mean.device)] - self.mean
 
 
 def farthest_first(
     rows: np.ndarray, first_distance: np.ndarray, n: int, *, half: bool, device: torch.device
 ) -> np.ndarray:
-    """Indices (n,) int64 of the rows chosen from row 0 on, the lowest index on ties.
+    """Numbers (n,) int64 of the rows chosen from row 0 on, the lowest row number on ties.
 
     rows (U, d) float32, with `half` already rounded to float16; first_distance (U,) float32 to row 0 as the
     first pass measures it. Once every row coincides with a chosen one, row 0 is repeated, as in the loop.
@@ -90,9 +90,9 @@ def _start(rows: np.ndarray, first_distance: np.ndarray, n: int, half: bool, dev
 
 
 def _largest(distance: np.ndarray, size: int) -> tuple[np.ndarray, tuple[float, int]]:
-    """The `size` first rows by (distance descending, index ascending), as ascending indices.
+    """The `size` first rows by (distance descending, row number ascending), as ascending row numbers.
 
-    Also the boundary (distance, index): rows left out do not come before it in that order.
+    Also the boundary (distance, row number): rows left out do not come before it in that order.
     """
     if size >= len(distance):
         return np.arange(len(distance)), (0.0, -1)
@@ -110,25 +110,25 @@ def _refresh(cover: _Cover, candidates: np.ndarray) -> None:
     stale = stale[np.argsort(cover.seen[stale], kind="stable")]
     if not len(stale):
         return
-    seen, query = cover.seen[stale], cover.centred(stale)
+    seen, query = cover.seen[stale], cover.centered(stale)
     squares = squared_norms(query)
-    step = CENTERS_AT_ONCE[query.device.type]
+    step = CHOSEN_AT_ONCE[query.device.type]
     for start in range(int(seen[0]), cover.count, step):
-        centers = cover.chosen[start : min(start + step, cover.count)]
-        behind = int(np.searchsorted(seen, start + len(centers)))
-        _lower(cover, stale[:behind], query[:behind], squares[:behind], centers)
+        chosen = cover.chosen[start : min(start + step, cover.count)]
+        behind = int(np.searchsorted(seen, start + len(chosen)))
+        _lower(cover, stale[:behind], query[:behind], squares[:behind], chosen)
     cover.seen[stale] = cover.count
 
 
 def _lower(
-    cover: _Cover, index: np.ndarray, query: torch.Tensor, squares: torch.Tensor, centers: np.ndarray
+    cover: _Cover, row_number: np.ndarray, query: torch.Tensor, squares: torch.Tensor, chosen: np.ndarray
 ) -> None:
-    """Lower the distances of the rows `index`, whose centred values are `query`, to their nearest center."""
-    center_rows = cover.centred(centers)
-    limit = torch.from_numpy(cover.distance[index]).to(query.device).square()
-    center_squares = squared_norms(center_rows)
-    row, col = possible_nearest(query, squares, center_rows, center_squares, limit, SLACK[cover.half])
-    pairs = index[row.cpu().numpy()], centers[col.cpu().numpy()]
+    """Lower the distances of rows (R,), `query` (R, d) when centered, to their nearest of the `chosen` ones."""
+    chosen_rows = cover.centered(chosen)
+    limit = torch.from_numpy(cover.distance[row_number]).to(query.device).square()
+    chosen_squares = squared_norms(chosen_rows)
+    which, nearest = possible_nearest(query, squares, chosen_rows, chosen_squares, limit, SLACK[cover.half])
+    pairs = row_number[which.cpu().numpy()], chosen[nearest.cpu().numpy()]
     _measure_pairs(cover.rows, *pairs, cover.distance, cover.half)
 
 
@@ -151,28 +151,28 @@ def _choose(cover: _Cover, candidates: np.ndarray, boundary: tuple[float, int]) 
 
 
 @njit(cache=True)
-def _choose_kernel(rows, index, distance, seen, boundary, chosen, count, skip, half):  # type: ignore[no-untyped-def]
+def _choose_kernel(rows, row_number, distance, seen, boundary, chosen, count, skip, half):  # type: ignore[no-untyped-def]
     """Fill `chosen` from position `count`; returns the new count. Candidates that fall behind are dropped."""
-    active, best = _before(np.arange(index.size), index, distance, boundary)
+    active, best = _before(np.arange(row_number.size), row_number, distance, boundary)
     while best >= 0 and count < chosen.size:
-        chosen[count] = index[best]
+        chosen[count] = row_number[best]
         count += 1
         distance[best] = 0
         _measure_active(rows, active, best, distance, skip, half)
         seen[active] = count
-        active, best = _before(active, index, distance, boundary)
+        active, best = _before(active, row_number, distance, boundary)
     return count
 
 
 @njit(cache=True)
-def _before(active, index, distance, boundary):  # type: ignore[no-untyped-def]
+def _before(active, row_number, distance, boundary):  # type: ignore[no-untyped-def]
     """The active positions that come before the boundary, and the first of them (-1: none above 0)."""
     kept = np.empty_like(active)
     size = 0
     best = -1
     for position in active:
         value = distance[position]
-        if value > boundary[0] or (value == boundary[0] and index[position] < boundary[1]):
+        if value > boundary[0] or (value == boundary[0] and row_number[position] < boundary[1]):
             kept[size] = position
             size += 1
             if value > (distance[best] if best >= 0 else 0):
@@ -181,13 +181,14 @@ def _before(active, index, distance, boundary):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _measure_active(rows, active, center, distance, skip, half):  # type: ignore[no-untyped-def]
+def _measure_active(rows, active, chosen, distance, skip, half):  # type: ignore[no-untyped-def]
+    """Lower the distances of the candidates at the active positions to the one just chosen."""
     buffer = np.empty(rows.shape[1], np.float32)
     for position in active:
         limit = distance[position]
         bound = limit * limit * skip
-        if bound < LEAST_BOUND or not _is_beyond(rows[position], rows[center], bound):
-            distance[position] = min(limit, _distance(rows[position], rows[center], buffer, half))
+        if bound < LEAST_BOUND or not _is_beyond(rows[position], rows[chosen], bound):
+            distance[position] = min(limit, _distance(rows[position], rows[chosen], buffer, half))
 
 
 @njit(cache=True)

@@ -14,7 +14,7 @@ DTYPES = ["float16", "float32"]
 def candidates(request, monkeypatch):
     """Many small batches, and one batch that holds everything."""
     monkeypatch.setattr(greedy, "CANDIDATES", request.param)
-    monkeypatch.setitem(greedy.CENTERS_AT_ONCE, "cpu", 7 if request.param == 16 else 512)
+    monkeypatch.setitem(greedy.CHOSEN_AT_ONCE, "cpu", 7 if request.param == 16 else 512)
     return request.param
 
 

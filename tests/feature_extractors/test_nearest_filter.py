@@ -1,80 +1,141 @@
 import pytest
 import torch
 
-from feature_extractors.memory_bank import nearest
-from feature_extractors.memory_bank.nearest import BankIndex, nearest_rows, neighbours
-from feature_extractors.memory_bank.nearest_filter import DIRECTIONS, MIN_ROWS, make_filter
-from tests.reference.nearest import exact_nearest
+from feature_extractors.memory_bank import nearest, screens
+from feature_extractors.memory_bank.nearest import NearestRows
+from feature_extractors.memory_bank.nearest_filter import (
+    DIRECTIONS,
+    FILTER_TRIALS,
+    MIN_ROWS,
+    FilteredQueries,
+    make_filter,
+)
+from feature_extractors.memory_bank.products import possible_nearest
+from feature_extractors.memory_bank.screens import ProductScreen
+from tests.reference.nearest import exact_nearest, exact_neighbors
 
 DIM = 3 * DIRECTIONS
 
 
+def _noise(size, dim, seed=0):
+    return torch.randn(size, dim, generator=torch.Generator().manual_seed(seed))
+
+
 def _part_like(size, seed, hidden_dims=40, offset=3.0):
     """Rows on few dimensions, with noise, as patches of a part are."""
-    basis = torch.randn(hidden_dims, DIM, generator=torch.Generator().manual_seed(0))
+    basis = _noise(hidden_dims, DIM)
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(size, hidden_dims, generator=generator)
     return hidden @ basis + 0.1 * torch.randn(size, DIM, generator=generator) + offset
 
 
-def _filter(bank):
-    return make_filter(bank, bank.float().mean(0))
+def _clusters(size, seed):
+    """Rows of few clusters: structure enough for a filter, which can't tell the rows of a cluster apart."""
+    centers = 10 * _noise(4, DIM)
+    return centers[torch.arange(size) % 4] + _noise(size, DIM, seed)
 
 
-@pytest.mark.parametrize("distances_at_once", [20_000, None])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_the_filter_changes_nothing_and_spares_nearly_all_products(monkeypatch, dtype, distances_at_once):
-    query, bank = _part_like(100, 1).to(dtype), _part_like(2 * MIN_ROWS, 2).to(dtype)
-    expected = exact_nearest(query, bank)
-    monkeypatch.setattr(nearest, "possible_nearest", None)  # calling it would be an error
-    distance, index = nearest_rows(query, BankIndex.of(bank), distances_at_once=distances_at_once)
-    assert torch.equal(index, expected[1])
+def _filter(rows):
+    return make_filter(ProductScreen(rows))
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """The numbers of distances that products of all dims were asked for."""
+    sizes = []
+
+    def record(query, query_squares, rows, *others):
+        sizes.append(len(query) * len(rows))
+        return possible_nearest(query, query_squares, rows, *others)
+
+    monkeypatch.setattr(screens, "possible_nearest", record)
+    return sizes
+
+
+@pytest.mark.parametrize("distances_at_once", [20_000, 2**21])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_the_filter_changes_nothing_and_spares_all_products(monkeypatch, products, dtype, distances_at_once):
+    monkeypatch.setitem(nearest.DISTANCES_AT_ONCE, "cpu", distances_at_once)
+    query, rows = _part_like(100, 1).to(dtype), _part_like(2 * MIN_ROWS, 2).to(dtype)
+    distance, row_number = NearestRows(rows).nearest(query)
+    assert not products
+    expected = exact_nearest(query.float(), rows.float())
+    assert torch.equal(row_number, expected[1])
     torch.testing.assert_close(distance, expected[0], rtol=2e-7, atol=0)
 
 
-def test_bounds_are_below_the_distances_and_not_far():
-    query, bank = _part_like(50, 1), _part_like(MIN_ROWS, 2)
-    found = _filter(bank)
-    shifted, shift = found.squared_distances(found.bounded(query), slice(None))
-    distance = torch.cdist(query.double(), bank.double()).square()
-    assert (shifted - shift[:, None] <= distance).all()
-    assert ((shifted - shift[:, None]) / distance).median() > 0.9
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("query", [_part_like(50, 1), 100 * _noise(50, DIM, 1)], ids=["alike", "far"])
+def test_bounds_are_below_the_distances_and_close_to_them(query, dtype):
+    rows = _part_like(MIN_ROWS, 2).to(dtype)
+    screen = _filter(rows)
+    bounds = torch.stack([screen.lower_bounds(one[None]) for one in query])
+    squares = torch.cdist(query.double(), rows.double()).square()
+    assert (bounds <= squares).all()
+    assert (bounds / squares).median() > 0.9
 
 
-def test_ties_go_to_the_lowest_index_and_rows_lie_at_distance_0_from_themselves():
-    bank = _part_like(MIN_ROWS, 1).repeat(3, 1)
-    distance, index = nearest_rows(bank[:200], BankIndex.of(bank), distances_at_once=200 * 500)
-    assert torch.equal(index, torch.arange(200))
+@pytest.mark.parametrize(("dtype", "offset"), [(torch.float32, 100.0), (torch.float64, 1e7)])
+def test_bound_of_a_row_to_itself_allows_for_rounding(dtype, offset):
+    rows = _part_like(MIN_ROWS, 1).to(dtype) + offset
+    screen = _filter(rows)
+    assert all(screen.lower_bounds(rows[k : k + 1].float())[k] <= 0 for k in range(0, MIN_ROWS, 8))
+
+
+def test_ties_go_to_the_lowest_row_number_and_rows_lie_at_distance_0_from_themselves(monkeypatch, products):
+    monkeypatch.setitem(nearest.DISTANCES_AT_ONCE, "cpu", 200 * 500)
+    rows = _part_like(MIN_ROWS, 1).repeat(3, 1)
+    distance, row_number = NearestRows(rows).nearest(rows[:200])
+    assert not products
+    assert torch.equal(row_number, torch.arange(200))
     assert not distance.any()
 
 
-def test_neighbours_of_a_bank_row_are_those_of_float64():
-    bank = BankIndex.of(_part_like(MIN_ROWS, 1).repeat(2, 1))
-    assert bank.filter is not None
-    squares = torch.cdist(bank.rows.double(), bank.rows.double())
-    for center in (0, 5, MIN_ROWS + 5):
-        expected = squares[center].index_fill(0, torch.tensor(center), -1).argsort(stable=True)[:4]
-        assert torch.equal(neighbours(bank, center, 4), expected)
+def test_rows_around_a_bank_row_are_those_of_float64(monkeypatch):
+    monkeypatch.setattr(ProductScreen, "lower_bounds", None)  # only the filter may be asked
+    rows = _part_like(MIN_ROWS, 1).repeat(2, 1)
+    search = NearestRows(rows)
+    for row in (0, 5, MIN_ROWS + 5):
+        assert torch.equal(search.around(row, 4), exact_neighbors(rows, row, 4))
 
 
-def test_queries_far_from_the_bank_are_measured_all_the_same():
-    bank = _part_like(MIN_ROWS, 1)
-    query = 100 * torch.randn(40, DIM, generator=torch.Generator().manual_seed(3))
-    index = nearest_rows(query, BankIndex.of(bank))[1]
-    assert torch.equal(index, exact_nearest(query, bank)[1])
+def test_queries_far_from_the_bank_have_their_nearest_too():
+    rows, query = _part_like(MIN_ROWS, 1), 100 * _noise(40, DIM, seed=3)
+    assert torch.equal(NearestRows(rows).nearest(query)[1], exact_nearest(query, rows)[1])
+
+
+def test_queries_that_the_filter_fails_on_go_to_the_products_after_a_few_trials(monkeypatch, products):
+    trials = []
+
+    def record(queries, block, *others):
+        trials.append(block.start)
+        return _few_pairs(queries, block, *others)
+
+    _few_pairs = FilteredQueries._few_pairs
+    monkeypatch.setattr(FilteredQueries, "_few_pairs", record)
+    monkeypatch.setitem(nearest.DISTANCES_AT_ONCE, "cpu", 40 * 256)
+    rows, query = _clusters(2 * MIN_ROWS, 1), _clusters(40, 2)
+    search = NearestRows(rows)
+    assert torch.equal(search.nearest(query)[1], exact_nearest(query, rows)[1])
+    assert trials == [256 * k for k in range(FILTER_TRIALS)]
+    assert products == [40 * 256] * (2 * MIN_ROWS // 256)
+    search.nearest(query)
+    assert len(trials) == 2 * FILTER_TRIALS  # each chunk of queries has its own
 
 
 @pytest.mark.parametrize(
-    "bank",
+    "rows",
     [
-        torch.randn(2 * MIN_ROWS, 3 * DIM, generator=torch.Generator().manual_seed(0)),
+        _noise(2 * MIN_ROWS, 3 * DIM),
         _part_like(MIN_ROWS - 1, 0),
-        torch.full((MIN_ROWS, DIM), torch.nan),
-        torch.ones(MIN_ROWS, DIM),
-        torch.randn(MIN_ROWS, 2 * DIRECTIONS),
+        torch.full((MIN_ROWS, DIM), 0.1),
+        _part_like(MIN_ROWS, 0)[:, : 2 * DIRECTIONS],
     ],
-    ids=["noise", "small", "not finite", "all equal", "few dims"],
+    ids=["noise", "small", "all equal", "few dims"],
 )
-def test_there_is_no_filter_where_it_would_not_help(bank):
-    found = _filter(bank)
-    assert found is None or not bank.std()
+def test_there_is_no_filter_where_it_would_not_help(rows):
+    assert _filter(rows) is None
+
+
+def test_the_smallest_bank_with_structure_has_a_filter():
+    assert _filter(_part_like(MIN_ROWS, 0)[:, : 2 * DIRECTIONS + 1]) is not None
