@@ -69,7 +69,7 @@ class Preparation:
 
     def _descriptors(self, sample: Sample) -> Patches:
         """FPFH's patches; float64 as in BTF where they stand alone, float32 beside others."""
-        features = fpfh_features(sample.points, np.float64)
+        features = fpfh_features(sample.points)
         size, side = self.settings.img_size, self.settings.xyz_side
         patches = pool_points(features, sample.pixel_index, image_size=size, side=side)
         if self.settings.method.banks == ("xyz",):
