@@ -28,7 +28,7 @@ from feature_extractors.networks import RANDOM
 from feature_extractors.settings import Settings
 from models.uff.feature_store import FeatureStoreWriter, StoreMeta
 from models.vit import VITS
-from utils.metrics import pixel_metrics, roc_auc
+from utils.metrics import Predictions, measure
 from utils.parallel import map_on_cores
 from utils.pictures import resize_map, write_map, write_picture
 from utils.resources import Stopwatch, peak_memory_mb, reset_peak_memory
@@ -134,12 +134,9 @@ class M3DM:
         with self.report.watch.stage("predict"):
             scores = self._predict(files, f"{class_name} test")
         with self.report.watch.stage("metrics"):
-            pixels = pixel_metrics(scores.masks, scores.maps)
-            self.report.metrics = {
-                "image_rocauc": roc_auc(scores.labels, scores.scores),
-                "pixel_rocauc": pixels.pixel_rocauc,
-                "au_pro": pixels.au_pro,
-            }
+            self.report.metrics = measure(
+                Predictions(scores.labels, scores.scores, scores.masks, scores.maps)
+            )
         labels = scores.labels
         self.report.counts |= {"test": len(labels), "test_anomalous": int(labels.sum())}
         self.report.peak_memory_mb = peak_memory_mb()
