@@ -256,10 +256,6 @@ def _run_classes(args: argparse.Namespace, settings: Settings, samples: Samples)
         print(
             "warning: --random_weights: these results mean nothing, only that the code runs", file=sys.stderr
         )
-    if args.random_weights:
-        print(
-            "warning: --random_weights: these results mean nothing, only that the code runs", file=sys.stderr
-        )
     store = None
     if args.save_feature:
         store = FeatureStoreWriter(args.save_feature_path, meta=store_meta(settings, model.weights))

@@ -33,7 +33,7 @@ def run(num_points: tuple[int, ...] = (7000, 13000, 20000), repeats: int = 7) ->
 
 
 def _row(points: np.ndarray, repeats: int) -> dict[str, Any]:
-    result = compare(lambda: open3d_fpfh(points), lambda: fpfh_features(points, np.float64), repeats)
+    result = compare(lambda: open3d_fpfh(points), lambda: fpfh_features(points), repeats)
     differing = (result.plain != result.ours).any(axis=1).mean()
     exactness = "equal to the last bit" if differing == 0 else f"{differing:.2%} of the points DIFFER"
     return result.row("FPFH, plain = Open3D on one thread", f"{len(points)} points", exactness)

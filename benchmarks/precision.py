@@ -31,7 +31,7 @@ from feature_extractors.networks import Networks, load_networks
 from feature_extractors.settings import Settings
 from m3dm_runner import M3DM, DataSource, TestScores
 from utils.devices import choose_device
-from utils.metrics import pixel_metrics, roc_auc
+from utils.metrics import METRICS, Predictions, measure
 
 Precision = Literal["float32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
@@ -118,13 +118,9 @@ def _metric_rows(size: str, plain: TestScores, ours: TestScores) -> list[dict[st
 
 
 def _metrics(scores: TestScores) -> dict[str, float]:
-    pixels = pixel_metrics(scores.masks, scores.maps)
-    values = {
-        "image ROC AUC": roc_auc(scores.labels, scores.scores),
-        "pixel ROC AUC": pixels.pixel_rocauc,
-        "AU-PRO": pixels.au_pro,
-    }
-    return {name: value for name, value in values.items() if value is not None}
+    values = measure(Predictions(scores.labels, scores.scores, scores.masks, scores.maps))
+    published = {metric.title: values[metric.key] for metric in METRICS if metric.table_file}
+    return {name: value for name, value in published.items() if value is not None}
 
 
 def main() -> None:

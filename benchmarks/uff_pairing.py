@@ -40,7 +40,7 @@ from models.uff.engine import evaluate_retrieval
 from models.uff.pairs import PairsDataset, open_folder, split_files
 from utils.demo_data import DemoSettings, write_demo_data
 from utils.devices import choose_device
-from utils.metrics import pixel_metrics, roc_auc
+from utils.metrics import Predictions, measure
 from utils.preprocessing import Parameters, preprocess_dataset
 from utils.structures import Modality, Patches, Sample
 
@@ -162,13 +162,14 @@ def _metrics(
         }
         detector = Detector(settings).fit_banks(training).fit_decision(training)
         scores = [detector.predict(fused(patches)) for _, patches in test]
-    pixels = pixel_metrics(np.stack([s.mask for s, _ in test]), np.stack([s.map for s in scores]))
-    labels = np.array([sample.label for sample, _ in test])
-    return {
-        "I-AUROC": roc_auc(labels, np.array([score.image for score in scores])),
-        "P-AUROC": pixels.pixel_rocauc,
-        "AU-PRO": pixels.au_pro,
-    }
+    predictions = Predictions(
+        labels=np.array([sample.label for sample, _ in test]),
+        scores=np.array([score.image for score in scores]),
+        masks=np.stack([sample.mask for sample, _ in test]),
+        maps=np.stack([score.map for score in scores]),
+    )
+    values = measure(predictions)
+    return {"I-AUROC": values["image_rocauc"], "P-AUROC": values["pixel_rocauc"], "AU-PRO": values["au_pro"]}
 
 
 def _metric_rows(method: str, results: dict[str, dict[str, float | None]]) -> list[dict[str, Any]]:

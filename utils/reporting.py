@@ -9,30 +9,17 @@ import json
 import os
 import platform
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from utils.files import write_json, write_text
+from utils.metrics import METRICS
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "numba", "pillow", "tifffile")
 NOT_AVAILABLE = "n/a"
 
 
-@dataclass(frozen=True)
-class Table:
-    """One markdown table: its title, its file, and the metric's key in results.json."""
-
-    title: str
-    file: str
-    metric: str
-
-
-TABLES = (
-    Table("Image ROCAUC", "image_rocauc_results.md", "image_rocauc"),
-    Table("Pixel ROCAUC", "pixel_rocauc_results.md", "pixel_rocauc"),
-    Table("AU PRO", "aupro_results.md", "au_pro"),
-)
+TABLES = tuple(metric for metric in METRICS if metric.table_file)
 
 
 def versions() -> dict[str, str]:
@@ -73,8 +60,8 @@ def append_tables(folder: Path, row_name: str, classes: dict[str, dict[str, Any]
     """Append a row to each of the three tables' files; returns this run's tables as one text."""
     texts = []
     for table in TABLES:
-        text = markdown_table(row_name, {name: result[table.metric] for name, result in classes.items()})
-        path = folder / table.file
+        text = markdown_table(row_name, {name: result[table.key] for name, result in classes.items()})
+        path = folder / str(table.table_file)
         before = path.read_text(encoding="utf-8") if path.exists() else f"# {table.title}\n"
         write_text(path, _with_row(before, text))
         texts.append(f"{table.title}\n{text}")
@@ -112,7 +99,7 @@ def open_record(folder: Path, header: dict[str, Any], classes: list[str]) -> dic
 
 def class_summary(name: str, result: dict[str, Any]) -> str:
     """One line on a class that is done."""
-    metrics = ", ".join(f"{table.title} {format_metric(result[table.metric])}" for table in TABLES)
+    metrics = ", ".join(f"{table.title} {format_metric(result[table.key])}" for table in TABLES)
     skipped = len(result["skipped_samples"])
     left_out = f"; samples left out: {skipped}" if skipped else ""
     return f"{name}: {metrics} ({sum(result['seconds'].values()):.0f} s){left_out}"

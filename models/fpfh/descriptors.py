@@ -1,9 +1,9 @@
 """FPFH: 33 numbers a point that tell how normals turn around it (Rusu et al., ICRA 2009), as BTF uses them.
 
-BTF (arXiv 2203.05550) takes Open3D's implementation; this one gives the float64 values of Open3D 0.20 to the
-last bit, on one thread. Every pair of neighbours yields three angles; a point's SPFH is their three histograms
-of 11 bins over its neighbours, each summing to 100; its FPFH is its own SPFH plus its neighbours' mean SPFH,
-weighted by 1 / distance^2.
+BTF (arXiv 2203.05550) takes Open3D's implementation; this one gives the float64 values of Open3D 0.20, on one thread,
+to the last bit wherever no two neighbours of a point stand at exactly the same distance. Every pair of neighbours
+yields three angles; a point's SPFH is their three histograms of 11 bins over its neighbours, each summing to 100; its
+FPFH is its own SPFH plus its neighbours' mean SPFH, weighted by 1 / distance^2.
 """
 
 from __future__ import annotations
@@ -12,13 +12,9 @@ import math
 
 import numpy as np
 from numba import njit
-from numpy.typing import DTypeLike
 
-from models.fpfh.neighbors import Neighbors, nearest_within
-from models.fpfh.normals import Triple, cross, divide, dot, estimate_normals
+from models.fpfh.normals import Neighbors, Triple, cross, divide, dot, estimate_normals, nearest_within
 
-NORMAL_RADIUS_M = 0.1  # BTF: twice its voxel size of 0.05 m
-NORMAL_MAX_NN = 30  # BTF
 FPFH_RADIUS_M = 0.25  # BTF: five times its voxel size
 FPFH_MAX_NN = 100  # BTF
 HISTOGRAMS = 3
@@ -33,23 +29,24 @@ _EDGE_MARGIN = 1e-3  # bins; the quick arctangent errs by less than 1e-4
 _TURN, _SINE, _COSINE, _TILT, _SLOPE = range(5)
 
 
-def fpfh_features(points: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
-    """FPFH features (N, 33) of `points` (N, 3), in metres, not centred: the points that exist, in any order.
+def fpfh_features(points: np.ndarray) -> np.ndarray:
+    """FPFH features (N, 33) float64 of `points` (N, 3), in metres, not centred: the points that exist, in any order.
 
     Equal to Open3D's `estimate_normals` (0.1 m, 30 neighbours) and `compute_fpfh_feature` (0.25 m, 100 neighbours) of
-    the points as float64, cast to `dtype`; every value is within 0..200. A point without another one closer than
-    0.25 m gets zeros, an empty cloud (0, 33). Raises ValueError for another shape and for non-finite points.
+    the points as float64, except where neighbours stand at exactly the same distance; every value is within 0..200.
+    A point without another one closer than 0.25 m gets zeros, an empty cloud (0, 33). Raises ValueError for another
+    shape and for non-finite points.
     """
     if points.ndim != 2 or points.shape[1] != 3:
         raise ValueError(f"points have shape {points.shape}; FPFH needs (N, 3), one row a point that exists")
     if not np.isfinite(points).all():
         raise ValueError("points hold NaN or infinity; drop those pixels before computing FPFH")
     if len(points) == 0:
-        return np.zeros((0, FPFH_DIMS), dtype)
+        return np.zeros((0, FPFH_DIMS))
     points = np.ascontiguousarray(points, np.float64)
     neighbors = nearest_within(points, FPFH_RADIUS_M, FPFH_MAX_NN)
-    normals = estimate_normals(points, neighbors, NORMAL_RADIUS_M, NORMAL_MAX_NN)
-    return weigh_histograms(pair_histograms(points, normals, neighbors), neighbors).astype(dtype)
+    normals = estimate_normals(points, neighbors)
+    return weigh_histograms(pair_histograms(points, normals, neighbors), neighbors)
 
 
 @njit(cache=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from models.alignment import pool_points
@@ -23,7 +22,7 @@ class Description:
 
     def __call__(self, sample: Sample) -> PreparedCloud:
         """Patches (P, 33), float64 as in BTF."""
-        features = fpfh_features(sample.points, np.float64)
+        features = fpfh_features(sample.points)
         size, side = self.image_size, self.side
         return PreparedCloud(pool_points(features, sample.pixel_index, image_size=size, side=side))
 

@@ -1,38 +1,80 @@
-"""Normals of a point cloud as Open3D estimates them: the same operations in the same order, to the last bit.
+"""Nearest neighbours of a cloud's points, and the normals they span, as Open3D estimates them.
 
-The normal is the eigenvector of the smallest eigenvalue of the neighbourhood's covariance, by the closed form of
-Eberly, "A Robust Eigensolver for 3x3 Symmetric Matrices". Nothing orients it: which of its two signs comes out is
-up to the arithmetic, and FPFH depends on it, hence the care. Symmetric matrices travel as (xx, xy, xz, yy, yz, zz).
+Normals take the same operations in the same order, to the last bit: the eigenvector of the smallest eigenvalue of the
+neighbourhood's covariance, by the closed form of Eberly, "A Robust Eigensolver for 3x3 Symmetric Matrices". Nothing
+orients it: which of its two signs comes out is up to the arithmetic, and FPFH depends on it, hence the care.
+Symmetric matrices travel as (xx, xy, xz, yy, yz, zz).
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
-
-from models.fpfh.neighbors import Neighbors
+from scipy.spatial import KDTree
 
 Triple = tuple[float, float, float]
 Symmetric = tuple[float, float, float, float, float, float]
+
+NORMAL_RADIUS_M = 0.1  # BTF: twice its voxel size of 0.05 m
+NORMAL_MAX_NN = 30  # BTF
 
 _MIN_NEIGHBORS = 3  # Open3D: with fewer, the covariance counts as the identity
 _NORMAL_OF_IDENTITY = (0.0, 0.0, 1.0)
 _TWO_THIRDS_PI = 2.09439510239319549
 
 
+class Neighbors(NamedTuple):
+    """Neighbours of n points by ascending distance, the point itself (or a duplicate of it) first.
+
+    found (n,) int64: how many; nearest (n, k) int64: which points; distance2 (n, k) float64, squared metres. Row i
+    is valid up to found[i]. Neighbours at exactly the same distance are in no particular order, and which of them
+    stay when k are too few is as arbitrary; Open3D may choose others there.
+    """
+
+    found: np.ndarray
+    nearest: np.ndarray
+    distance2: np.ndarray
+
+
+def nearest_within(points: np.ndarray, radius: float, most: int) -> Neighbors:
+    """For each of the points (n, 3) float64, n >= 1, finite: at most `most` >= 2 nearest ones closer than `radius`."""
+    _, nearest = KDTree(points).query(points, most, distance_upper_bound=radius)  # n stands for "none"
+    found = (nearest < len(points)).sum(axis=1)
+    distance2 = np.empty(nearest.shape)
+    _sort_by_distance2(points, found, nearest, distance2)
+    return Neighbors(found, nearest, distance2)
+
+
+@njit(cache=True)
+def _sort_by_distance2(
+    points: np.ndarray, found: np.ndarray, nearest: np.ndarray, distance2: np.ndarray
+) -> None:
+    """Fill distance2 and sort both rows by it; they are in order but for distances whose roots round to one."""
+    for i in range(len(points)):
+        for k in range(found[i]):
+            j = nearest[i, k]
+            away = (points[i, 0] - points[j, 0], points[i, 1] - points[j, 1], points[i, 2] - points[j, 2])
+            squared, place = dot(away, away), k
+            while place > 0 and distance2[i, place - 1] > squared:
+                distance2[i, place], nearest[i, place] = distance2[i, place - 1], nearest[i, place - 1]
+                place -= 1
+            distance2[i, place], nearest[i, place] = squared, j
+
+
 @njit(cache=True, error_model="numpy")
-def estimate_normals(points: np.ndarray, neighbors: Neighbors, radius: float, most: int) -> np.ndarray:
-    """Unit normals (n, 3) float64 of points (n, 3) float64, each from its `most` nearest closer than `radius`.
+def estimate_normals(points: np.ndarray, neighbors: Neighbors) -> np.ndarray:
+    """Unit normals (n, 3) float64 of points (n, 3) float64, each from its 30 nearest closer than 0.1 m.
 
     `neighbors` holds at least those (itself searched with no smaller radius and number). Where fewer than three
     are found the normal is (0, 0, 1).
     """
     normals = np.empty_like(points)
     for i in range(len(points)):
-        found = min(neighbors.found[i], most)
-        count = np.searchsorted(neighbors.distance2[i, :found], radius * radius)
+        found = min(neighbors.found[i], NORMAL_MAX_NN)
+        count = np.searchsorted(neighbors.distance2[i, :found], NORMAL_RADIUS_M * NORMAL_RADIUS_M)
         if count < _MIN_NEIGHBORS:
             normals[i] = _NORMAL_OF_IDENTITY
         else:

@@ -5,6 +5,7 @@ from sklearn.random_projection import SparseRandomProjection
 
 from feature_extractors.memory_bank import greedy
 from feature_extractors.memory_bank.coreset import greedy_coreset, sparse_projection
+from feature_extractors.memory_bank.training_patches import NO_STANDARDIZATION
 from tests.reference.coreset import confirmed_steps, plain_greedy_coreset, torch_norm
 
 DTYPES = ["float16", "float32"]
@@ -70,7 +71,7 @@ def test_coreset_equals_the_released_code(name, large_goldens):
     rows = torch.from_numpy(matrices).flatten(0, 1)
     if name == "rgb":
         rows = (rows - rows.mean()) / rows.std()
-    projected = sparse_projection(rows, n_samples=len(rows), eps=0.9, random_state=7)
+    projected = sparse_projection(rows, NO_STANDARDIZATION, n_samples=len(rows), eps=0.9, random_state=7)
     np.testing.assert_array_equal(greedy_coreset(projected, int(0.1 * len(rows))).numpy(), golden)
 
 
@@ -174,14 +175,16 @@ def test_distances_just_inside_float16_are_those_of_the_loop(candidates):
 def test_projection_of_distinct_rows_is_scikit_learns_of_all_rows(dtype):
     rows, index = _gaussian(5000, 384).to(dtype), torch.arange(9000) % 5000
     expected = SparseRandomProjection(eps=0.9, random_state=3).fit_transform(rows[index])
-    projected = sparse_projection(rows, n_samples=9000, eps=0.9, random_state=3)
+    projected = sparse_projection(rows, NO_STANDARDIZATION, n_samples=9000, eps=0.9, random_state=3)
     np.testing.assert_array_equal(projected[index].numpy(), expected)
 
 
 def test_successive_projections_draw_from_one_random_state():
     rows, ours, theirs = _gaussian(300, 256), np.random.RandomState(0), np.random.RandomState(0)
     for n_samples in (300, 150):
-        projected = sparse_projection(rows[:n_samples], n_samples=n_samples, eps=0.9, random_state=ours)
+        projected = sparse_projection(
+            rows[:n_samples], NO_STANDARDIZATION, n_samples=n_samples, eps=0.9, random_state=ours
+        )
         expected = SparseRandomProjection(eps=0.9, random_state=theirs).fit_transform(rows[:n_samples])
         np.testing.assert_array_equal(projected.numpy(), expected)
     assert ours.randint(1 << 30) == theirs.randint(1 << 30)
@@ -192,14 +195,17 @@ def test_rows_that_projection_would_not_shorten_stay_and_nothing_is_drawn(n_samp
     rows, random_state = _gaussian(10, 64), np.random.RandomState(0)
     with pytest.raises(ValueError, match="target dimension"):
         SparseRandomProjection(eps=0.9).fit(np.broadcast_to(0.0, (n_samples, 64)))
-    assert sparse_projection(rows, n_samples=n_samples, eps=0.9, random_state=random_state) is rows
+    assert (
+        sparse_projection(rows, NO_STANDARDIZATION, n_samples=n_samples, eps=0.9, random_state=random_state)
+        is rows
+    )
     assert random_state.randint(1 << 30) == np.random.RandomState(0).randint(1 << 30)
 
 
 @pytest.mark.parametrize("eps", [0.0, 1.0, -0.1])
 def test_a_distortion_outside_0_to_1_names_the_flag(eps):
     with pytest.raises(ValueError, match="--coreset_eps"):
-        sparse_projection(_gaussian(10, 64), n_samples=10, eps=eps, random_state=0)
+        sparse_projection(_gaussian(10, 64), NO_STANDARDIZATION, n_samples=10, eps=eps, random_state=0)
 
 
 @pytest.mark.parametrize("scale", [1e-19, 1e-21, 1e-22])

@@ -150,7 +150,7 @@ def test_cloud_of_enough_points_has_no_remark(networks):
 def test_fpfh_patches_are_the_pooled_descriptors_in_float64(count):
     sample = _sample(count)
     (patches,) = _extract(FPFH, load_networks(FPFH, RANDOM, CPU), [sample])
-    descriptors = fpfh_features(sample.points, np.float64)
+    descriptors = fpfh_features(sample.points)
     side = FPFH.xyz_side
     expected = pool_points(descriptors, sample.pixel_index, image_size=SIZE, side=side)
     assert patches["xyz"].rows.dtype == torch.float64
