@@ -66,7 +66,7 @@ def test_lines_that_are_no_json_are_an_error_that_names_the_record(content: byte
 def test_mutants_are_read_or_refused(tmp_path: Path) -> None:
     _write_record(tmp_path, HEADER, ENTRY, ENTRY)
     content, rng, refused = (tmp_path / RECORD_NAME).read_bytes(), np.random.default_rng(0), 0
-    for _ in range(2000):
+    for _ in range(500):
         mutant = bytearray(content)
         for place in rng.integers(len(mutant), size=rng.integers(1, 4)):
             mutant[place] = rng.choice(list(b'{}[]",:0.-/\\\n\x00\xff'))
@@ -75,7 +75,7 @@ def test_mutants_are_read_or_refused(tmp_path: Path) -> None:
             read_record(tmp_path)
         except RecordError:
             refused += 1
-    assert refused > 1000
+    assert refused > 250
 
 
 def test_parts_of_uncommitted_samples_are_swept_and_nothing_else(tmp_path: Path) -> None:
