@@ -23,8 +23,9 @@ if __package__ in (None, ""):
 
 from benchmarks.timing import time_row, timed
 from tests.reference.eyecandies import plain_object_cloud
+from utils.preprocess.driver import convert_to_parts
 from utils.preprocess.eyecandies import object_cloud, read_depth, read_pose, unproject
-from utils.preprocess_eyecandies import Source, convert, find_sources
+from utils.preprocess_eyecandies import convert, find_samples, sample_file
 
 NEAREST, FARTHEST, GROUND_Y = 2.311065, 4.903090, 2.1494  # of the real renderings
 POSE = np.array(
@@ -41,15 +42,16 @@ def run(
     """
     with tempfile.TemporaryDirectory() as folder:
         root = data or _rendered_download(Path(folder), samples, side)
-        sources = find_sources(root, ("train", "test_public"))[:samples]
-        if not sources:
+        names = find_samples(root, ("train", "test_public"))[:samples]
+        if not names:
             raise SystemExit(f"--data {root}: no <class>/train/data/<number>_depth.png there")
-        loaded = [_load(source) for source in sources]
+        loaded = [_load(root, name) for name in names]
         plain_s, plain = zip(*(_repeated(partial(plain_object_cloud, *s)) for s in loaded), strict=True)
         ours_s, ours = zip(*(_repeated(partial(object_cloud, *s), repeats) for s in loaded), strict=True)
-        written_s = [_repeated(partial(convert, s, Path(folder) / "target"), repeats)[0] for s in sources]
+        from_file_to_file = partial(convert_to_parts, partial(convert, root), Path(folder) / "target")
+        written_s = [_repeated(partial(from_file_to_file, name), repeats)[0] for name in names]
     loops, arrays, whole = median(plain_s), median(ours_s), median(written_s)
-    size = f"{len(sources)} samples of {loaded[0][0].shape}"
+    size = f"{len(names)} samples of {loaded[0][0].shape}"
     return [
         time_row("eyecandies: points and crop", size, loops, arrays, _exactness(plain, ours)),
         time_row(
@@ -81,9 +83,9 @@ def _rendered_download(root: Path, samples: int, side: int) -> Path:
     return root
 
 
-def _load(source: Source) -> tuple[np.ndarray, np.ndarray]:
-    depth = read_depth(source.file("depth.png"), source.file("info_depth.yaml"))
-    return depth, read_pose(source.file("pose.txt"))
+def _load(root: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    file = partial(sample_file, root, name)
+    return read_depth(file("depth.png"), file("info_depth.yaml")), read_pose(file("pose.txt"))
 
 
 def _repeated(function: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:

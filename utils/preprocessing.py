@@ -5,29 +5,27 @@
 
 A run that was cut is repeated with the same command; samples that are done are left alone. The result of a
 sample depends on the parameters, the seed, and its own files and path only. Files that can't be used are named
-and left as they are, and the exit status is then 1.
+and left as they are, and the exit status is then 1. Nothing is written before a look at samples of each class:
+which unit they are in, and that they were not preprocessed before.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 from collections import defaultdict
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from utils.files import atomic_path
+from utils.flags import positive
 from utils.image_files import (
     SampleFileError,
     encode_png,
@@ -37,80 +35,63 @@ from utils.image_files import (
     read_rgb,
     read_xyz,
 )
+from utils.plausibility import Unit, guess_unit, looks_preprocessed
 from utils.preprocess.clustering import dbscan
-from utils.preprocess.record import RECORD_NAME, is_bookkeeping, open_record, write_part
-from utils.preprocess.sample import NO_PLANE, Parameters, pad_to_square, preprocess_sample
-from utils.preprocess.workers import run_jobs
+from utils.preprocess.driver import Converted, Preprocessing, Summary, check_target, exit_status, preprocess
+from utils.preprocess.record import copy_file, is_bookkeeping, read_record
+from utils.preprocess.sample import Parameters, in_metres, pad_to_square, preprocess_sample
 
 SPLITS = ("train", "validation", "test")
 SUFFIXES = {"xyz": ".tiff", "rgb": ".png", "gt": ".png"}
-EXAMPLES_SHOWN = 5  # of each oddity
+UNITS = {"m": "metres", "mm": "millimetres"}
+LOOKED_AT, LOOKED_AT_A_CLASS = 32, 3  # clouds, at least: all classes together, each class
 RESULT_VERSION = 1  # raise when the same parameters give other files: one data set is not to mix both
 
 
-class Job(NamedTuple):
-    """One sample: `name` is its folder and stem relative to the data set, as cable_gland/test/cut/003."""
-
-    root: Path
-    target: Path
-    name: str
-    parameters: Parameters
-
-
-class Outcome(NamedTuple):
-    """What became of one sample: the files it has now as parts and its report, or an error."""
-
-    name: str
-    files: list[str]
-    report: dict[str, Any]
-    error: str = ""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Samples done in this run and before it; reports of all done samples by name; error messages of the others."""
-
-    done: int
-    done_before: int
-    reports: dict[str, dict[str, Any]]
-    errors: list[str]
-
-
 def preprocess_dataset(
-    root: Path, target: Path, parameters: Parameters, num_workers: int, progress: bool = True
+    root: Path,
+    target: Path,
+    parameters: Parameters,
+    num_workers: int,
+    unit: Unit | None = None,
+    force: bool = False,
+    progress: bool = True,
 ) -> Summary:
     """Preprocess all samples under `root` into `target`, which may be `root` itself.
 
-    Raises FileNotFoundError when there is no sample, ValueError when `target` lies inside `root`, RecordError when
-    `target` holds results of other parameters, and OSError when it can't be written.
+    unit: that of the points in `root`, None = judged by them; the result is in metres. force: preprocess what looks
+    preprocessed as well. Raises FileNotFoundError when there is no sample, ValueError when `target` lies inside
+    `root`, the unit is not certain or the data look preprocessed, RecordError when `target` holds results of other
+    parameters, and OSError when it can't be written.
     """
     root, target = root.resolve(), target.resolve()
+    check_target(target)
     if root in target.parents:
         raise ValueError(
             f"--output_dir {target}: lies inside the data set {root}; choose a folder outside it"
         )
     names = find_samples(root)
-    with open_record(target, {"version": RESULT_VERSION, **asdict(parameters)}) as record:
-        if target != root:
-            _copy_other_files(root, target, names)
-        jobs = [Job(root, target, name, parameters) for name in names if name not in record.entries]
-        errors = _foreign_images(root)
-        dbscan(np.zeros((1, 3)), eps=1.0, min_points=1)  # compiles here once, not in every worker
-        with closing(run_jobs(_process, jobs, num_workers)) as outcomes:
-            for outcome in tqdm(outcomes, total=len(jobs), unit="sample", disable=not (progress and jobs)):
-                if outcome.error:
-                    errors.append(outcome.error)
-                else:
-                    record.commit(outcome.name, outcome.files, outcome.report)
-        reports = {name: record.entries[name]["report"] for name in names if name in record.entries}
-    done = sum(job.name in record.entries for job in jobs)
-    return Summary(done, len(names) - len(jobs), reports, errors)
+    header, entries = read_record(target)
+    pending = spread([name for name in names if name not in entries])
+    if not force:
+        _refuse_preprocessed(root, pending)
+    unit = unit or _unit_of(root, pending, header.get("unit", "m") if entries else None)
+    if progress:
+        print(f"{root}: points in {UNITS[unit]}" + (", converted to metres" if unit == "mm" else ""))
+    dbscan(np.zeros((1, 3)), eps=1.0, min_points=1)  # compiles here once, not in every worker
+    recorded = {"version": RESULT_VERSION, **asdict(parameters), "unit": unit}
+    job = Preprocessing(names, partial(convert, root, parameters, unit), recorded)
+    summary = preprocess(job, target, num_workers, progress)
+    if target != root:
+        _copy_other_files(root, target, names)
+    summary.errors.extend(_foreign_images(root))
+    return summary
 
 
 def find_samples(root: Path) -> list[str]:
-    """Names of all samples under `root`, sorted; a sample is there as soon as one of its files is.
+    """Names of all samples under `root`, sorted, as cable_gland/test/cut/003: folder and stem.
 
-    Raises FileNotFoundError when there is none.
+    A sample is there as soon as one of its files is. Raises FileNotFoundError when there is none.
     """
     names = {
         path.parent.parent.joinpath(path.stem).relative_to(root).as_posix()
@@ -126,6 +107,74 @@ def find_samples(root: Path) -> list[str]:
     return sorted(names)
 
 
+def sample_files(name: str) -> dict[str, str]:
+    """The three files of a sample relative to the data set, by kind (xyz, rgb, gt)."""
+    folder, stem = name.rsplit("/", 1)
+    return {kind: f"{folder}/{kind}/{stem}{suffix}" for kind, suffix in SUFFIXES.items()}
+
+
+def convert(root: Path, parameters: Parameters, unit: Unit, name: str) -> Converted:
+    """New contents of the sample's files, and the report on it. Raises SampleFileError."""
+    files = sample_files(name)
+    cloud, image = in_metres(read_xyz(root / files["xyz"]), unit), read_rgb(root / files["rgb"])
+    mask = read_mask(root / files["gt"]) if (root / files["gt"]).exists() else None
+    for kind, pixels in (("rgb", image), ("gt", mask)):
+        if pixels is not None and pixels.shape[:2] != cloud.shape[:2]:
+            raise SampleFileError(
+                root / files[kind], f"has {pixels.shape[:2]} pixels, its xyz {cloud.shape[:2]}"
+            )
+    rng = np.random.default_rng([parameters.seed, *name.encode()])
+    cloud, image, report = preprocess_sample(cloud, image, parameters, rng)
+    contents = {files["xyz"]: encode_xyz(cloud), files["rgb"]: encode_png(image)}
+    if mask is not None:
+        contents[files["gt"]] = encode_png(pad_to_square(mask))
+    return Converted(contents, report._asdict())
+
+
+def spread(names: list[str]) -> list[str]:
+    """Some of the samples, of each class the same number where it has so many, evenly spaced."""
+    classes: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        classes[name.split("/")[0]].append(name)
+    count = max(LOOKED_AT_A_CLASS, -(-LOOKED_AT // max(1, len(classes))))
+    return [
+        members[i * len(members) // min(count, len(members))]
+        for members in classes.values()
+        for i in range(min(count, len(members)))
+    ]
+
+
+def _clouds(root: Path, names: list[str]) -> Iterator[np.ndarray]:
+    """The clouds of the samples that can be read and have a point, as they are; the others are reported later."""
+    for name in names:
+        try:
+            cloud = read_xyz(root / sample_files(name)["xyz"])
+        except SampleFileError:
+            continue
+        if cloud.any():
+            yield cloud
+
+
+def _refuse_preprocessed(root: Path, names: list[str]) -> None:
+    """Raises ValueError when most of the samples look preprocessed."""
+    looks = [looks_preprocessed(cloud) for cloud in _clouds(root, names)]
+    if sum(looks) > len(looks) / 2:
+        raise ValueError(
+            f"{root}: {sum(looks)} of {len(looks)} samples looked at are square without background at the border, as "
+            "after preprocessing; unpack the original data, or preprocess them all the same with --force"
+        )
+
+
+def _unit_of(root: Path, names: list[str], recorded: Unit | None) -> Unit:
+    """The unit that the samples show, or the recorded one when none has a point. Raises ValueError."""
+    if recorded and next(_clouds(root, names), None) is None:
+        return recorded
+    try:
+        return guess_unit(_clouds(root, names))
+    except ValueError as error:
+        raise ValueError(f"{root}: {error}") from error
+
+
 def _foreign_images(root: Path) -> list[str]:
     """An error for each image that is left alone because of its name."""
     return [
@@ -137,40 +186,6 @@ def _foreign_images(root: Path) -> list[str]:
     ]
 
 
-def sample_files(name: str) -> dict[str, str]:
-    """The three files of a sample relative to the data set, by kind (xyz, rgb, gt)."""
-    folder, stem = name.rsplit("/", 1)
-    return {kind: f"{folder}/{kind}/{stem}{suffix}" for kind, suffix in SUFFIXES.items()}
-
-
-def _process(job: Job) -> Outcome:
-    try:
-        parts, report = _preprocess_files(job)
-    except SampleFileError as error:
-        return Outcome(job.name, [], {}, str(error))
-    for file, content in parts.items():
-        write_part(job.target / file, content)
-    return Outcome(job.name, list(parts), report)
-
-
-def _preprocess_files(job: Job) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """New contents of the sample's files, and the report on it."""
-    files = sample_files(job.name)
-    cloud, image = read_xyz(job.root / files["xyz"]), read_rgb(job.root / files["rgb"])
-    mask = read_mask(job.root / files["gt"]) if (job.root / files["gt"]).exists() else None
-    for kind, pixels in (("rgb", image), ("gt", mask)):
-        if pixels is not None and pixels.shape[:2] != cloud.shape[:2]:
-            raise SampleFileError(
-                job.root / files[kind], f"has {pixels.shape[:2]} pixels, its xyz {cloud.shape[:2]}"
-            )
-    rng = np.random.default_rng([job.parameters.seed, *job.name.encode()])
-    cloud, image, report = preprocess_sample(cloud, image, job.parameters, rng)
-    parts = {files["xyz"]: encode_xyz(cloud), files["rgb"]: encode_png(image)}
-    if mask is not None:
-        parts[files["gt"]] = encode_png(pad_to_square(mask))
-    return parts, report._asdict()
-
-
 def _copy_other_files(root: Path, target: Path, names: list[str]) -> None:
     """Copy calibration, licence and whatever else is no sample's file, unless it is there with the same size."""
     own = {file for name in names for file in sample_files(name).values()}
@@ -180,25 +195,7 @@ def _copy_other_files(root: Path, target: Path, names: list[str]) -> None:
             continue
         copy = target / relative
         if not copy.exists() or copy.stat().st_size != source.stat().st_size:
-            with atomic_path(copy) as temporary:
-                shutil.copyfile(source, temporary)
-
-
-def describe(summary: Summary) -> str:
-    """The summary in words: counts, then the oddities with a few examples of each."""
-    counts = f"done now {summary.done}, done before {summary.done_before}, failed {len(summary.errors)}"
-    lines = [f"Samples: {counts}"]
-    odd: dict[str, list[str]] = defaultdict(list)
-    for name, report in sorted(summary.reports.items()):
-        for kind, detail in report["odd"].items():
-            odd[kind].append(f"  {name}: {detail}")
-    for kind, examples in sorted(odd.items()):
-        lines += [f"{kind} ({len(examples)}):", *examples[:EXAMPLES_SHOWN]]
-        if len(examples) > EXAMPLES_SHOWN:
-            lines.append(f"  and {len(examples) - EXAMPLES_SHOWN} more, see {RECORD_NAME} in the data set")
-    if len(odd[NO_PLANE]) > len(summary.reports) / 2:
-        lines.append("Most samples show no background at their border: were they preprocessed before?")
-    return "\n".join(lines)
+            copy_file(source, copy)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -206,47 +203,37 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("dataset_path", type=Path, help="folder of the data set, with one folder a class")
-    parser.add_argument(
-        "--output_dir", type=Path, help="write there instead of in place; other files are copied"
+    add = parser.add_argument
+    add("dataset_path", type=Path, help="folder of the data set, with one folder a class")
+    add("--output_dir", type=Path, help="write there instead of in place; other files are copied")
+    add("--num_workers", type=positive, default=os.cpu_count(), help="processes (default: all cores)")
+    add(
+        "--unit",
+        choices=("auto", *UNITS),
+        default="auto",
+        help="of the points as they are; the result is in metres (default: judged by their distances)",
     )
-    parser.add_argument(
-        "--num_workers", type=int, default=os.cpu_count(), help="processes (default: all cores)"
-    )
+    add("--force", action="store_true", help="preprocess samples that look preprocessed as well")
     for item in fields(Parameters):
         text = f"{item.metadata['help']} (default {item.default})"
-        parser.add_argument(f"--{item.name}", type=type(item.default), default=item.default, help=text)
+        add(f"--{item.name}", type=type(item.default), default=item.default, help=text)
     return parser
+
+
+def _preprocess(args: argparse.Namespace) -> Summary:
+    return preprocess_dataset(
+        args.dataset_path,
+        args.output_dir or args.dataset_path,
+        Parameters(**{item.name: getattr(args, item.name) for item in fields(Parameters)}),
+        args.num_workers,
+        None if args.unit == "auto" else args.unit,
+        args.force,
+    )
 
 
 def main() -> int:
     """Run the command line; the exit status."""
-    parser = get_args_parser()
-    args = parser.parse_args()
-    if args.num_workers < 1:
-        parser.error(f"--num_workers {args.num_workers}: must be at least 1")
-    try:
-        parameters = Parameters(**{item.name: getattr(args, item.name) for item in fields(Parameters)})
-        summary = preprocess_dataset(
-            args.dataset_path, args.output_dir or args.dataset_path, parameters, args.num_workers
-        )
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except BrokenProcessPool:
-        print(
-            "error: a worker was killed, perhaps for lack of memory; the same command continues, "
-            f"with fewer than --num_workers {args.num_workers} if it happens again",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues where this run stopped", file=sys.stderr)
-        return 130
-    print(describe(summary))
-    for message in summary.errors:
-        print(f"failed: {message}", file=sys.stderr)
-    return 1 if summary.errors else 0
+    return exit_status(partial(_preprocess, get_args_parser().parse_args()))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,15 @@ import tifffile
 from PIL import Image
 
 from tests.eyecandies_scene import SIDE, camera_pose, write_sample
+from utils import preprocess_eyecandies
 from utils.image_files import read_xyz
+from utils.preprocess.driver import Converted
 from utils.preprocess.eyecandies import object_cloud, read_depth
+from utils.preprocess.record import RECORD_NAME
+from utils.preprocess_eyecandies import convert, preprocess_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+SPLITS = ("train", "test_public")
 
 
 @pytest.fixture
@@ -57,7 +63,7 @@ def test_layout_is_that_of_mvtec_3d_ad_and_val_is_left_out(download: Path) -> No
         *(f"Lollipop/test/good/{f}" for f in ("rgb/00.png", "xyz/00.tiff", "gt/00.png")),
         *(f"Lollipop/test/bad/{f}" for f in ("rgb/31.png", "xyz/31.tiff", "gt/31.png")),
     }
-    assert "5 samples: 5 converted" in result.stdout
+    assert "done now 5, done before 0, failed 0" in result.stdout
     assert "not there: CandyCane, ChocolateCookie" in result.stdout
 
 
@@ -76,7 +82,7 @@ def test_files_hold_cloud_image_and_ground_truth(download: Path) -> None:
 def test_val_goes_to_validation_with_the_flag_also_after_a_run_without(download: Path) -> None:
     run_script(download)
     result = run_script(download, "--use_val")
-    assert "6 samples: 1 converted, 5 done before, 0 failed" in result.stdout
+    assert "done now 1, done before 5, failed 0" in result.stdout
     assert {"Lollipop/validation/good/rgb/00.png", "Lollipop/validation/good/xyz/00.tiff"} <= samples(
         download.parent / "target"
     )
@@ -123,17 +129,14 @@ BAD_INPUTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("case", BAD_INPUTS)
 def test_bad_input_is_reported_with_its_path(case: str, download: Path) -> None:
-    from utils.preprocess_eyecandies import find_sources, preprocess
-
     suffix, spoil, words = BAD_INPUTS[case]
     spoiled = download / "Lollipop/test_public/data" / f"00_{suffix}"
     spoil(spoiled)
-    outcomes = preprocess(find_sources(download, ("train", "test_public")), download.parent / "target", 1)
-    problems = [outcome.problem for outcome in outcomes if outcome.problem]
-    assert len(outcomes) == 5
-    assert len(problems) == 1
-    assert str(spoiled) in problems[0]
-    assert words in problems[0]
+    summary = preprocess_dataset(download, download.parent / "target", SPLITS, num_workers=1)
+    assert summary.done == 4
+    [error] = summary.errors
+    assert str(spoiled) in error
+    assert words in error
 
 
 def test_others_go_on_and_a_repeated_run_does_only_what_is_missing(download: Path) -> None:
@@ -142,12 +145,12 @@ def test_others_go_on_and_a_repeated_run_does_only_what_is_missing(download: Pat
     cut_short(depth)
     first = run_script(download)
     assert first.returncode == 1
-    assert "4 converted, 0 done before, 1 failed" in first.stdout
+    assert "done now 4, done before 0, failed 1" in first.stdout
     assert f"failed: {depth}" in first.stderr
     done = {path: path.stat().st_mtime_ns for path in (download.parent / "target").rglob("*.tiff")}
     depth.write_bytes(intact)
     second = run_script(download)
-    assert (second.returncode, "1 converted, 4 done before, 0 failed" in second.stdout) == (0, True)
+    assert (second.returncode, "done now 1, done before 4, failed 0" in second.stdout) == (0, True)
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert (download.parent / "target/Lollipop/train/good/xyz/001.tiff").is_file()
 
@@ -155,28 +158,26 @@ def test_others_go_on_and_a_repeated_run_does_only_what_is_missing(download: Pat
 def test_a_run_that_was_cut_between_two_samples_continues(
     download: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from utils import preprocess_eyecandies as script
+    target = download.parent / "target"
 
-    target, sources = download.parent / "target", script.find_sources(download, ("train",))
-    convert = script.convert
-
-    def cut(source: script.Source, target: Path) -> script.Outcome:
-        if source.stem == "012":
+    def cut(root: Path, name: str) -> Converted:
+        if name.endswith("012"):
             raise KeyboardInterrupt
-        return convert(source, target)
+        return convert(root, name)
 
-    monkeypatch.setattr(script, "convert", cut)
-    with pytest.raises(KeyboardInterrupt):
-        script.preprocess(sources, target, 1)
-    monkeypatch.setattr(script, "convert", convert)
-    assert [outcome.sample for outcome in script.preprocess(sources, target, 1)] == ["Lollipop/train/012"]
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess_eyecandies, "convert", cut)
+        with pytest.raises(KeyboardInterrupt):
+            preprocess_dataset(download, target, ("train",), num_workers=1)
+    summary = preprocess_dataset(download, target, ("train",), num_workers=1)
+    assert (summary.done, summary.done_before) == (1, 2)
 
 
 def test_private_test_set_is_skipped_with_a_word(download: Path) -> None:
     write_sample(download / "Lollipop/test_private/data", "00")
     result = run_script(download)
     assert "test_private is skipped" in result.stdout
-    assert "5 samples" in result.stdout
+    assert "done now 5," in result.stdout
 
 
 def test_folder_without_samples_is_an_error_that_names_the_flag(tmp_path: Path) -> None:
@@ -191,3 +192,35 @@ def test_the_download_itself_is_refused_as_target(download: Path) -> None:
     result = run_script(download, "--target_dir", str(download))
     assert (result.returncode, "name another folder" in result.stderr) == (1, True)
     assert {path: path.read_bytes() for path in download.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_of_the_other_preprocessing_command_is_refused_in_one_sentence(download: Path) -> None:
+    target = download.parent / "target"
+    target.mkdir()
+    files = dict.fromkeys(["bagel/train/good/xyz/000.tiff"], 1)
+    lines = [
+        {"version": 1, "plane_distance": 0.004, "seed": 0},
+        {"sample": "b", "files": files, "report": {}},
+    ]
+    (target / RECORD_NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = run_script(download)
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"error: {target}: holds the results of another preprocessing command; name another folder\n"
+    )
+
+
+def test_a_file_as_target_is_refused_by_name(download: Path) -> None:
+    (download.parent / "target").write_bytes(b"")
+    result = run_script(download)
+    assert (result.returncode, "target: is a file; name a folder" in result.stderr) == (1, True)
+
+
+def test_a_class_without_an_object_in_most_samples_is_no_success(download: Path) -> None:
+    data = download / "Lollipop/train/data"
+    for limits in data.glob("*_info_depth.yaml"):
+        limits.write_text("normalization: {min: 1, max: 1.001}")  # a flat wall: everything is ground
+    result = run_script(download)
+    assert "no points (3):" in result.stdout
+    assert result.returncode == 1
+    assert "failed: Lollipop: 3 of 5 samples show no part" in result.stderr

@@ -1,20 +1,20 @@
-"""Procedural parts as an industrial 3D sensor sees them: the geometry and the camera of the demo data set.
+"""Made-up parts as an industrial 3D sensor sees them: a relief on a tilted plane, a camera, a projector, noise.
 
-Parts are signed distance functions, so that one sphere tracer serves the camera, the sensor's shadow and
-the defects. Scene frame, in metres: x and y in the background plane, z = height above it, origin where the
-optical axis meets the plane. Camera frame: camera at the origin, looking along +z.
+Scene frame, in metres: x and y in the background plane, z = height above it, origin where the optical axis
+meets the plane. Camera frame: camera at the origin, looking along +z.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
-DistanceFunction = Callable[[np.ndarray], np.ndarray]  # (3, N) scene points -> (N,) signed distance in metres
-ColorFunction = Callable[[np.ndarray], np.ndarray]  # (3, N) scene points -> (3, N) colour in 0..1
+PITCH_M = 1 / 3000  # of the grid: a pixel and a third of the default images
+ROWS, COLUMNS = 450, 600
+TALLEST_M = 0.026  # no part is higher
+STEPS, BISECTIONS = 26, 7  # along a ray, then within a step: below 0.01 mm
 
 CAMERA_DISTANCE_M = 0.5  # along the optical axis
 FIELD_OF_VIEW_M = 0.1  # height of the background that the image shows
@@ -24,52 +24,52 @@ PLANE_NORMAL = np.array(
 PROJECTOR_M = np.array([0.28, -0.03, 0.45])  # scene frame; the sensor measures only what this light reaches
 LAMP_DIRECTION = np.array([-0.45, 0.35, 0.82])  # scene frame, towards the lamp
 AMBIENT_LIGHT = 0.35
-TALLEST_M = 0.032  # no part is higher
-
-MAX_STEPS = 40
-STEP_SHARE = 0.85  # the distance functions are approximate: a full step could pass through a surface
-HIT_M = 2e-4
-NORMAL_STEP_M = 2e-4
+CLOTH_BRIGHTNESS, COLOR_NOISE = 0.1, 0.012
 
 PART_NOISE_M, BACKGROUND_NOISE_M = 2e-5, 8e-5  # along the ray, as measured on MVTec 3D-AD's cable_gland
 PART_SPECKLE, BACKGROUND_SPECKLE = 0.01, 0.35  # share of missing pixels, as there
+OUTLIER_SHARE, OUTLIER_M = 1e-4, 0.01
 DEPTH_EDGE_M, EDGE_SHARE = 0.002, 0.8
 GRAZING_COSINE = 0.2
-OUTLIER_SHARE, OUTLIER_M = 1e-4, 0.01
-CLOTH_BRIGHTNESS, COLOR_NOISE = 0.1, 0.012
+ABOVE_SURFACE_M = 1e-3  # where a shadow ray starts, or every point would hide itself
 
 
 @dataclass(frozen=True)
-class Part:
-    """What lies on the background: its surface, and the colour at each point of it."""
+class Relief:
+    """A part on the background plane, on the points of `grid`.
 
-    distance: DistanceFunction
-    color: ColorFunction
+    height (ROWS, COLUMNS) in metres, 0 = background; color (3, ROWS, COLUMNS) in 0..1, of the part only.
+    """
+
+    height: np.ndarray
+    color: np.ndarray
+
+    def normals(self) -> np.ndarray:
+        """Unit normals (3, ROWS, COLUMNS) of the surface."""
+        slope_y, slope_x = np.gradient(self.height, PITCH_M)
+        return np.stack([-slope_x, -slope_y, np.ones_like(slope_x)]) / np.sqrt(1 + slope_x**2 + slope_y**2)
 
 
 @dataclass(frozen=True)
 class View:
-    """What the camera would see without noise, at H x W pixels in row-major order, N = H * W.
+    """What the camera would see of a relief without noise, at H x W pixels in row-major order, N = H * W.
 
-    rays (3, N) camera frame, z = 1; depth (N,) metres along the optical axis; points and normals (3, N)
-    scene frame; on_part (N,) bool, False = background plane.
+    rays (3, N) camera frame, z = 1; depth (N,) metres along the optical axis; points (3, N) and normals (3, N)
+    scene frame; on_part (N,) bool, False = background.
     """
 
-    height: int
-    width: int
+    shape: tuple[int, int]
     rays: np.ndarray
     depth: np.ndarray
     points: np.ndarray
     normals: np.ndarray
     on_part: np.ndarray
 
-    def image(self, values: np.ndarray) -> np.ndarray:
-        """(N,) or (C, N) as (H, W) or (H, W, C)."""
-        return values.T.reshape(self.height, self.width, *values.shape[:-1])
 
-    def facing_camera(self) -> np.ndarray:
-        """Cosine (N,) between the surface's normal and the way back along the optical axis."""
-        return _cosine(self.normals, -_scene_axes()[:, 2])
+def grid() -> tuple[np.ndarray, np.ndarray]:
+    """x (1, COLUMNS) and y (ROWS, 1) of a relief's points, in metres."""
+    x, y = np.arange(COLUMNS) - COLUMNS / 2, np.arange(ROWS) - ROWS / 2
+    return PITCH_M * x[None], PITCH_M * y[:, None]
 
 
 def focal_length(height: int) -> float:
@@ -82,61 +82,36 @@ def principal_point(height: int, width: int) -> tuple[float, float]:
     return width // 2 - 0.3, height // 2 - 0.3
 
 
-def observe(part: Part, height: int, width: int) -> View:
-    """Trace one ray a pixel to the part, or to the background behind it."""
+def facing_camera(normals: np.ndarray) -> np.ndarray:
+    """Cosine between normals (3, ...) and the way back along the optical axis."""
+    return np.einsum("i,i...->...", -_scene_axes()[:, 2], normals)
+
+
+def observe(relief: Relief, height: int, width: int) -> View:
+    """Trace one ray a pixel to the part, or to the background beside it."""
     axes = _scene_axes()
     rays = _camera_rays(height, width)
     camera = -CAMERA_DISTANCE_M * axes[:, 2:]  # (3, 1)
-    directions = _rotate(axes, rays)
-    enter, plane = (TALLEST_M - camera[2]) / directions[2], -camera[2] / directions[2]
-    travelled, on_part = trace(part.distance, camera + enter * directions, directions, plane - enter)
-    depth = enter + travelled
+    directions = np.einsum("ij,jn->in", axes, rays)
+    top, plane = (TALLEST_M - camera[2]) / directions[2], -camera[2] / directions[2]
+    share = _trace(relief, camera + top * directions, camera + plane * directions)
+    depth = top + share * (plane - top)
     points = camera + depth * directions
-    normals = np.zeros_like(points)
-    normals[2] = 1
-    normals[:, on_part] = surface_normals(part.distance, points[:, on_part])
-    return View(height, width, rays, depth, points, normals, on_part)
+    return View((height, width), rays, depth, points, look_up(relief.normals(), points), share < 1)
 
 
-def trace(
-    distance: DistanceFunction, origins: np.ndarray, directions: np.ndarray, reach: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sphere tracing of N rays, origin + t * direction, directions (3, N) of about unit length.
-
-    Returns t (N,), which is `reach` where no surface was met before it, and whether one was met (N,).
-    """
-    t, hit = np.zeros(reach.shape), np.zeros(reach.shape, dtype=bool)
-    active = np.arange(reach.size)
-    for _ in range(MAX_STEPS):
-        before = t.take(active)
-        gap = distance(origins.take(active, axis=1) + before * directions.take(active, axis=1))
-        after = before + np.where(gap < HIT_M, gap, STEP_SHARE * gap)
-        t[active], hit[active] = after, gap < HIT_M
-        active = active[(gap >= HIT_M) & (after < reach.take(active))]
-        if active.size == 0:
-            break
-    hit &= t < reach
-    return np.where(hit, t, reach), hit
-
-
-def surface_normals(distance: DistanceFunction, points: np.ndarray) -> np.ndarray:
-    """Unit normals (3, N) at surface points (3, N): the gradient of the distance by central differences."""
-    steps = np.eye(3)[..., None] * NORMAL_STEP_M
-    gradient = np.stack([distance(points + step) - distance(points - step) for step in steps])
-    return gradient / np.maximum(np.sqrt((gradient**2).sum(axis=0)), 1e-12)
-
-
-def photograph(view: View, part: Part, rng: np.random.Generator) -> np.ndarray:
-    """Colour image (H, W, 3) uint8: the part and a dark cloth in diffuse and ambient light, camera noise."""
-    cloth = CLOTH_BRIGHTNESS * (1 + 0.3 * smooth_noise((view.height, view.width), 2.0, rng))
-    color = np.tile(cloth.ravel(), (3, 1))
-    color[:, view.on_part] = part.color(view.points[:, view.on_part])
-    light = AMBIENT_LIGHT + (1 - AMBIENT_LIGHT) * np.clip(_cosine(view.normals, LAMP_DIRECTION), 0, 1)
+def photograph(view: View, relief: Relief, rng: np.random.Generator) -> np.ndarray:
+    """Color image (H, W, 3) uint8: the part and a dark cloth in diffuse and ambient light, camera noise."""
+    cloth = ndimage.gaussian_filter(rng.standard_normal(view.shape), 2.0)
+    cloth = CLOTH_BRIGHTNESS * (1 + 0.3 * cloth / cloth.std())
+    color = np.where(view.on_part, look_up(relief.color, view.points), cloth.ravel())
+    lamp = LAMP_DIRECTION / np.linalg.norm(LAMP_DIRECTION)
+    light = AMBIENT_LIGHT + (1 - AMBIENT_LIGHT) * np.clip(np.einsum("i,in->n", lamp, view.normals), 0, 1)
     noisy = color * light + rng.normal(0, COLOR_NOISE, color.shape)
-    return view.image((np.clip(noisy, 0, 1) * 255).round().astype(np.uint8))
+    return (np.clip(noisy, 0, 1) * 255).round().astype(np.uint8).T.reshape(*view.shape, 3)
 
 
-def measure(view: View, part: Part, rng: np.random.Generator) -> np.ndarray:
+def measure(view: View, relief: Relief, rng: np.random.Generator) -> np.ndarray:
     """Organised cloud (H, W, 3) float32 in metres, camera frame, as the sensor delivers it.
 
     Noise along the ray and a few points far off the surface; (0, 0, 0) at random pixels, at depth edges, on
@@ -147,25 +122,57 @@ def measure(view: View, part: Part, rng: np.random.Generator) -> np.ndarray:
     depth -= (rng.random(n) < OUTLIER_SHARE) * rng.uniform(OUTLIER_M, 2 * OUTLIER_M, n)
     missing = rng.random(n) < np.where(view.on_part, PART_SPECKLE, BACKGROUND_SPECKLE)
     missing |= _depth_edges(view) & (rng.random(n) < EDGE_SHARE)
-    missing |= view.facing_camera() < GRAZING_COSINE
-    measured = np.flatnonzero(~missing)
-    missing[measured] = in_shadow(part, view.points[:, measured], view.normals[:, measured])
-    return view.image(np.where(missing, 0, view.rays * depth).astype(np.float32))
+    missing |= (facing_camera(view.normals) < GRAZING_COSINE) | _in_shadow(view, relief)
+    return np.where(missing, 0, view.rays * depth).T.reshape(*view.shape, 3).astype(np.float32)
 
 
-def in_shadow(part: Part, points: np.ndarray, normals: np.ndarray) -> np.ndarray:
-    """Which surface points (3, N) the part hides from the projector."""
-    starts = points + 1e-3 * normals  # off the surface, or every point would hide itself
-    directions = PROJECTOR_M[:, None] - starts
-    directions /= np.sqrt((directions**2).sum(axis=0))
-    above_all = np.maximum(TALLEST_M - starts[2], 0) / directions[2]
-    return trace(part.distance, starts, directions, above_all)[1]
+def look_up(fields: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Values (C, N) of fields (C, ROWS, COLUMNS) on a relief's grid at points (3, N)."""
+    places = _places(points)
+    return np.stack([ndimage.map_coordinates(field, places, order=1, mode="nearest") for field in fields])
 
 
-def smooth_noise(shape: tuple[int, int], sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """Noise of mean 0 and standard deviation 1, smoothed over `sigma` pixels."""
-    noise = ndimage.gaussian_filter(rng.standard_normal(shape), sigma)
-    return (noise - noise.mean()) / noise.std()
+def _trace(relief: Relief, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Share (N,) of the way from start to end, (3, N) each, at which it first meets the relief; 1 = never."""
+    heights, share = relief.height.astype(np.float32).ravel(), np.ones(start.shape[1])
+    first, way = (points.astype(np.float32) for points in (start, end - start))
+    for step in np.arange(1, STEPS, dtype=np.float32) / STEPS:
+        points = first + step * way
+        share[(share == 1) & (heights[_cells(points)] > points[2])] = step
+    hit = np.flatnonzero(share < 1)
+    start, way = start[:, hit], (end - start)[:, hit]
+    above, below = share[hit] - 1 / STEPS, share[hit]
+    for _ in range(BISECTIONS):
+        middle = (above + below) / 2
+        points = start + middle * way
+        met = look_up(relief.height[None], points)[0] > points[2]
+        above, below = np.where(met, above, middle), np.where(met, middle, below)
+    share[hit] = below
+    return share
+
+
+def _in_shadow(view: View, relief: Relief) -> np.ndarray:
+    """Which seen points (N,) the part hides from the projector."""
+    start = view.points + ABOVE_SURFACE_M * view.normals
+    way = PROJECTOR_M[:, None] - start
+    return _trace(relief, start, start + way * (TALLEST_M - start[2]) / way[2]) < 1
+
+
+def _depth_edges(view: View) -> np.ndarray:
+    """Pixels (N,) beside a jump in depth."""
+    depth = view.depth.reshape(view.shape)
+    return (ndimage.maximum_filter(depth, 3) - ndimage.minimum_filter(depth, 3) > DEPTH_EDGE_M).ravel()
+
+
+def _places(points: np.ndarray) -> np.ndarray:
+    """Fractional row and column (2, N) in a relief's grid below points (3, N)."""
+    return points[1::-1] / PITCH_M + np.array([[ROWS // 2], [COLUMNS // 2]], dtype=points.dtype)
+
+
+def _cells(points: np.ndarray) -> np.ndarray:
+    """Row-major index (N,) of the nearest point of a relief's grid."""
+    row, column = _places(points).round().astype(np.int32)
+    return row.clip(0, ROWS - 1) * COLUMNS + column.clip(0, COLUMNS - 1)
 
 
 def _scene_axes() -> np.ndarray:
@@ -181,19 +188,3 @@ def _camera_rays(height: int, width: int) -> np.ndarray:
     center_x, center_y = principal_point(height, width)
     x, y = (columns - center_x) / focal_length(height), (rows - center_y) / focal_length(height)
     return np.stack([x, y, np.ones_like(x)])
-
-
-def _rotate(rotation: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """(3, 3) times (3, N) without BLAS, whose threads cost more than such thin products."""
-    return np.einsum("ij,jn->in", rotation, vectors)
-
-
-def _cosine(normals: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """Cosine of the angle between unit normals (3, N) and a direction (3,)."""
-    return np.einsum("i,in->n", direction / np.linalg.norm(direction), normals)
-
-
-def _depth_edges(view: View) -> np.ndarray:
-    """Pixels (N,) beside a jump in depth."""
-    depth = view.image(view.depth)
-    return (ndimage.maximum_filter(depth, 3) - ndimage.minimum_filter(depth, 3) > DEPTH_EDGE_M).ravel()

@@ -11,13 +11,15 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from utils.plausibility import Unit
 from utils.preprocess.clustering import dbscan
 from utils.preprocess.plane import plane_distance, ransac_plane
 
 BORDER_PIXELS = 10  # width of the strips that show the background only
 POINTS_OF_A_PLANE = 3
 SIDE_MULTIPLE = 100  # pixels
-NO_PLANE = "no background plane"
+MILLIMETRES_A_METRE = np.float32(1000)
+NO_PLANE, NO_POINTS, SCATTERED = "no background plane", "no points", "mostly scattered points"
 
 Number = TypeVar("Number", int, float)
 
@@ -85,6 +87,11 @@ def preprocess_sample(
     return pad_to_square(cloud), pad_to_square(image), report
 
 
+def in_metres(cloud: np.ndarray, unit: Unit) -> np.ndarray:
+    """The cloud (H, W, 3) float32 in metres; points that are missing stay (0, 0, 0)."""
+    return cloud / MILLIMETRES_A_METRE if unit == "mm" else cloud
+
+
 def background_plane(
     cloud: np.ndarray, parameters: Parameters, rng: np.random.Generator
 ) -> np.ndarray | None:
@@ -111,14 +118,14 @@ def _keep_largest_cluster(
     """Erase all but the largest label, of which noise is one, as released; the points kept and dropped."""
     existing = cloud.all(axis=2)
     if not existing.any():
-        odd["no points"] = "nothing above the background plane" if cloud.any() else "nothing measured"
+        odd[NO_POINTS] = "nothing above the background plane" if cloud.any() else "nothing measured"
         return 0, 0
     labels = dbscan(cloud[existing], parameters.cluster_eps, parameters.cluster_min_points)
     found, sizes = np.unique(labels, return_counts=True)
     largest, kept = int(found[np.argmax(sizes)]), int(sizes.max())
     clusters = int(np.count_nonzero(found >= 0))
     if largest < 0:
-        odd["mostly scattered points"] = f"{kept} points of no cluster kept, {clusters} clusters dropped"
+        odd[SCATTERED] = f"{kept} points of no cluster kept, {clusters} clusters dropped"
     elif clusters > 1:
         odd["several clusters"] = f"{clusters} clusters: {kept} points kept, {len(labels) - kept} dropped"
     other = np.zeros_like(existing)
