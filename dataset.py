@@ -15,7 +15,7 @@ from PIL import Image
 
 from utils.image_files import SampleFileError, foreign_images, image_shape, read_mask, read_rgb, read_xyz
 from utils.preprocess.eyecandies import EYECANDIES_CLASSES
-from utils.structures import Sample
+from utils.structures import Sample, SampleFiles
 
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
@@ -26,21 +26,6 @@ Picture = Path | str | np.ndarray  # a file, or what it would hold
 
 class DatasetError(ValueError):
     """The data set on disk is not what the README describes; the message names the folder and the remedy."""
-
-
-@dataclass(frozen=True)
-class SampleFiles:
-    """The files of one sample, and its ground truth, which only evaluation looks at.
-
-    mask is None for good samples, whatever lies in their gt folder; label 1 = anomalous; path is that of the rgb
-    file relative to the class folder, '/'-separated.
-    """
-
-    rgb: Path
-    xyz: Path
-    mask: Path | None
-    label: int
-    path: str
 
 
 def mvtec_samples(class_folder: Path, split: str) -> list[SampleFiles]:
