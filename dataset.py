@@ -6,9 +6,10 @@ The layout of MVTec 3D-AD, and of Eyecandies after its preprocessing:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -114,6 +115,28 @@ def load_sample(rgb: Picture, xyz: Picture, image_size: int) -> Sample:
     return Sample(normalised_image(image, image_size), points, pixel_index, tuple(remarks))
 
 
+class Pair(NamedTuple):
+    """The image and the cloud of one part, files or arrays."""
+
+    rgb: Picture
+    xyz: Picture
+
+
+def as_parts(samples: Iterable[Any]) -> list[Any]:
+    """The samples as objects with `rgb` and `xyz`; plain pairs become such."""
+    return [sample if hasattr(sample, "rgb") else Pair(*sample) for sample in samples]
+
+
+def part_names(parts: Sequence[Any]) -> list[str]:
+    """What each part is called in reports: its `path`, or its image's, or its number."""
+    return [getattr(part, "path", None) or _part_name(i, part.rgb) for i, part in enumerate(parts)]
+
+
+def load_part(part: Any, image_size: int) -> Sample:
+    """`load_sample` of an object with `rgb` and `xyz`."""
+    return load_sample(part.rgb, part.xyz, image_size)
+
+
 def normalised_image(rgb: np.ndarray, image_size: int) -> np.ndarray:
     """(H, W, 3) uint8 -> (3, S, S) float32: PIL's antialiased bicubic resize, ImageNet's mean and std."""
     resized = Image.fromarray(rgb).resize((image_size, image_size), Image.Resampling.BICUBIC)
@@ -134,11 +157,13 @@ def existing_points(xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(flat[pixel_index]), pixel_index
 
 
-def stored_mask(files: SampleFiles) -> np.ndarray:
-    """The sample's ground truth at its stored size, (H, W) bool; all False for good samples.
+def stored_mask(files: SampleFiles) -> np.ndarray | None:
+    """The sample's ground truth at its stored size, (H, W) bool; all False for good samples, None where unknown.
 
     Raises SampleFileError when its size is not that of the image.
     """
+    if files.mask is None and files.label != 0:
+        return None
     shape = image_shape(files.rgb)
     if files.mask is None:
         return np.zeros(shape, dtype=bool)
@@ -150,31 +175,38 @@ def stored_mask(files: SampleFiles) -> np.ndarray:
     return mask > 0
 
 
-def resized_mask(files: SampleFiles, image_size: int) -> np.ndarray:
-    """The sample's ground truth as the model's maps are, (S, S) bool, nearest. Raises SampleFileError."""
-    mask = Image.fromarray(stored_mask(files).astype(np.uint8))
+def resized_mask(files: SampleFiles, image_size: int) -> np.ndarray | None:
+    """The sample's ground truth as the model's maps are, (S, S) bool, nearest; None where unknown.
+
+    Raises SampleFileError.
+    """
+    stored = stored_mask(files)
+    if stored is None:
+        return None
+    mask = Image.fromarray(stored.astype(np.uint8))
     return np.asarray(mask.resize((image_size, image_size), Image.Resampling.NEAREST)) > 0
 
 
+def _part_name(number: int, rgb: Picture) -> str:
+    return f"sample {number}" if isinstance(rgb, np.ndarray) else str(rgb)
+
+
 def _kind_samples(class_folder: Path, folder: Path) -> list[SampleFiles]:
-    good = folder.name == GOOD
-    rgb, xyz = _by_stem(folder / "rgb", ".png"), _by_stem(folder / "xyz", ".tiff")
-    _check_pairs(folder, {"rgb": rgb, "xyz": xyz} if good else {"rgb": rgb, "xyz": xyz, "gt": _masks(folder)})
-    masks = {} if good else _masks(folder)
+    good, has_truth = folder.name == GOOD, (folder / "gt").is_dir()
+    files = {"rgb": _by_stem(folder / "rgb", ".png"), "xyz": _by_stem(folder / "xyz", ".tiff")}
+    masks = _by_stem(folder / "gt", ".png") if has_truth and not good else {}
+    _check_pairs(folder, files if good or not has_truth else {**files, "gt": masks})
+    label = 0 if good else 1 if has_truth else None
     return [
         SampleFiles(
-            rgb=rgb[stem],
-            xyz=xyz[stem],
+            rgb=files["rgb"][stem],
+            xyz=files["xyz"][stem],
             mask=masks.get(stem),
-            label=0 if good else 1,
-            path=rgb[stem].relative_to(class_folder).as_posix(),
+            label=label,
+            path=files["rgb"][stem].relative_to(class_folder).as_posix(),
         )
-        for stem in sorted(rgb)
+        for stem in sorted(files["rgb"])
     ]
-
-
-def _masks(folder: Path) -> dict[str, Path]:
-    return _by_stem(folder / "gt", ".png")
 
 
 def _by_stem(folder: Path, suffix: str) -> dict[str, Path]:

@@ -32,14 +32,14 @@ class Sample:
 class SampleFiles:
     """The files of one sample, and its ground truth, which only evaluation looks at.
 
-    mask is None for good samples, whatever lies in their gt folder; label 1 = anomalous; path is that of the rgb
-    file relative to the class folder, '/'-separated.
+    label: 0 = good, 1 = anomalous, None = not known; mask is None for good samples, whatever lies in their gt folder,
+    and where it is not known; path is that of the rgb file relative to the class folder, '/'-separated.
     """
 
     rgb: Path
     xyz: Path
     mask: Path | None
-    label: int
+    label: int | None
     path: str
 
 
