@@ -7,7 +7,10 @@ sizes and types are checked before anything is decoded, and whatever a decoder r
 from __future__ import annotations
 
 import io
+import logging
+import math
 import stat
+import zlib
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,9 +34,15 @@ PNG_COLOR_TYPES = {
 PNG_COMPRESS_LEVEL = 4  # a third of level 6's time for 3 % more bytes, on a photograph
 MAX_PIXELS = 10**8  # of an image: ten times a large sensor's; its float32 cloud takes 1.2 GB
 MAX_BYTES = 24 * MAX_PIXELS + 2**20  # of a file: three float64 a pixel, and room for a header
+DEFLATE = frozenset({8, 32946})  # tiff's numbers for zlib's compression
+COMPRESSIONS = DEFLATE | {1, 5, 32773}  # none, LZW (with tifffile's optional codecs) and PackBits
+DEFLATE_RATIO = 1032  # zlib makes nothing smaller than this
 RESTORE = "restore the file from the downloaded archive"
+UNCOMPRESSED = "write it uncompressed or with zlib"
 SHRINK = "crop or shrink it first"
 
+
+logging.getLogger("tifffile").disabled = True  # what it has to say of a damaged file, SampleFileError says
 
 IMAGE_SUFFIXES = {".png", ".tiff", ".tif", ".jpg", ".jpeg", ".bmp"}
 
@@ -132,16 +141,14 @@ def _read_tiff(path: str | Path) -> np.ndarray:
         with tifffile.TiffFile(io.BytesIO(content)) as tiff:
             page = tiff.pages.first
             _check_page(path, page, len(tiff.pages))
-            ends = np.add(page.dataoffsets, page.databytecounts)
-            if len(ends) == 0 or ends.max() > len(content):  # tifffile fills what is missing with zeros
-                raise ValueError(f"the pixels end beyond the file's {len(content)} bytes")
+            _check_strips(page, content)
             return page.asarray()
     except SampleFileError:
         raise
     except Exception as error:  # damaged bytes may raise anything in a decoder
         if "imagecodecs" in str(error):  # tifffile's optional package
-            remedy = "write it uncompressed or with zlib"
-            raise SampleFileError(path, f"has a compression that is not read ({error})", remedy) from error
+            problem = f"has a compression that is not read ({error})"
+            raise SampleFileError(path, problem, UNCOMPRESSED) from error
         raise SampleFileError(path, f"is no readable tiff or cut short ({error!r})") from error
 
 
@@ -158,9 +165,27 @@ def _check_page(path: str | Path, page: tifffile.TiffPage, num_pages: int) -> No
     if len(page.shape) != 3 or page.shape[2] != 3:
         remedy = "write x, y and z as the last axis"
         raise SampleFileError(path, f"has shape {page.shape}, expected (height, width, 3)", remedy)
+    if page.compression not in COMPRESSIONS:
+        raise SampleFileError(path, f"has compression {page.compression!r}, which is not read", UNCOMPRESSED)
     if page.dtype is None or page.dtype.kind != "f" or page.dtype.itemsize < 4:
         remedy = "write coordinates as float32"
         raise SampleFileError(path, f"holds {page.dtype}, expected float32 coordinates", remedy)
+
+
+def _check_strips(page: tifffile.TiffPage, content: bytes) -> None:
+    """Raise ValueError unless the file holds the pixels that its header promises, and no more."""
+    ends = np.add(page.dataoffsets, page.databytecounts)
+    if len(ends) == 0 or ends.max() > len(content):  # tifffile fills what is missing with zeros
+        raise ValueError(f"the pixels end beyond the file's {len(content)} bytes")
+    promised = math.prod(page.shape) * np.dtype(page.dtype).itemsize
+    if promised > DEFLATE_RATIO * len(content):
+        raise ValueError(f"{len(content)} bytes can't hold {page.shape} numbers")
+    for start, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        if page.compression not in DEFLATE or count * DEFLATE_RATIO <= MAX_BYTES:
+            continue
+        unpacked = zlib.decompressobj().decompress(content[start : start + count], promised + 1)
+        if len(unpacked) > promised:  # tifffile itself sets no bound
+            raise ValueError(f"a strip holds more than the image's {promised} bytes")
 
 
 def _check_pixels(path: str | Path, width: int, height: int) -> None:

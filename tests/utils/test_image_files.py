@@ -15,6 +15,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from utils import image_files
 from utils.image_files import (
     SampleFileError,
     encode_png,
@@ -183,6 +184,37 @@ def test_second_page_is_not_dropped_silently(tmp_path: Path) -> None:
     write_xyz(tmp_path / "xyz.tiff", CLOUD)
     tifffile.imwrite(tmp_path / "xyz.tiff", CLOUD + 1, photometric="rgb", append=True)
     with pytest.raises(SampleFileError, match="has 2 pages"):
+        read_xyz(tmp_path / "xyz.tiff")
+
+
+def test_compressed_strip_that_holds_more_than_the_image_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_files, "MAX_BYTES", 50_000)
+    tifffile.imwrite(
+        tmp_path / "xyz.tiff", np.zeros((100, 90, 3), np.float32), photometric="rgb", compression="zlib"
+    )
+    with tifffile.TiffFile(tmp_path / "xyz.tiff", mode="r+b") as tiff:
+        tiff.pages.first.tags["ImageLength"].overwrite(12)
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda _: pytest.fail("unpacked"))
+    with pytest.raises(SampleFileError, match="a strip holds more than the image's 12960 bytes"):
+        read_xyz(tmp_path / "xyz.tiff")
+
+
+def test_file_too_small_for_what_it_promises_takes_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tifffile.imwrite(tmp_path / "xyz.tiff", CLOUD, photometric="rgb", compression="zlib")
+    with tifffile.TiffFile(tmp_path / "xyz.tiff", mode="r+b") as tiff:
+        tiff.pages.first.tags["ImageLength"].overwrite(1_000_000)
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda _: pytest.fail("unpacked"))
+    with pytest.raises(SampleFileError, match="can't hold"):
+        read_xyz(tmp_path / "xyz.tiff")
+
+
+def test_compression_without_a_bound_is_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "xyz.tiff", CLOUD, photometric="rgb", compression="lzma")
+    with pytest.raises(SampleFileError, match=r"LZMA.*not read; write it uncompressed"):
         read_xyz(tmp_path / "xyz.tiff")
 
 
