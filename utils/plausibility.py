@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+Unit = Literal["m", "mm"]
+
 # Median distance of the points from the sensor, in the cloud's own unit: MVTec 3D-AD has 0.66 m, Eyecandies 0.23 m.
 MILLIMETRES_FROM = 10.0  # above it millimetres: no sensor of parts stands 10 m away
 METRES_TO = 3.0  # below it metres: no sensor measures at 3 mm
@@ -55,18 +57,26 @@ def point_distances(cloud: np.ndarray) -> np.ndarray:
     return np.linalg.norm(cloud[measured_points(cloud)].astype(np.float64), axis=1)
 
 
-def guess_unit(clouds: Iterable[np.ndarray]) -> Literal["m", "mm"]:
+def guess_unit(clouds: Iterable[np.ndarray]) -> Unit:
     """The unit of the clouds, by the median distance of all their measured points from the sensor.
 
-    Raises ValueError when no point is measured, and when the distance fits both units.
+    Raises ValueError when no point is measured, when the distance fits both units, and when a cloud by itself is
+    clearly in the other one.
     """
-    distances = np.concatenate([np.empty(0), *map(point_distances, clouds)])
-    if not len(distances):
-        raise ValueError("the unit can't be told: no point is measured")
-    return unit_of_distance(float(np.median(distances)))
+    distances = [distance for cloud in clouds if len(distance := point_distances(cloud))]
+    if not distances:
+        raise ValueError("the unit can't be told, no point is measured: say it with --unit m or --unit mm")
+    unit = unit_of_distance(float(np.median(np.concatenate(distances))))
+    medians = [float(np.median(distance)) for distance in distances]
+    if max(medians) > MILLIMETRES_FROM and min(medians) < METRES_TO:
+        raise ValueError(
+            f"clouds in metres and in millimetres, with median distances of {min(medians):.3g} to {max(medians):.3g}: "
+            "convert some of them, or say the unit of all with --unit m or --unit mm"
+        )
+    return unit
 
 
-def unit_of_distance(distance: float) -> Literal["m", "mm"]:
+def unit_of_distance(distance: float) -> Unit:
     """The unit in which parts lie that far from a sensor. Raises ValueError when both are possible."""
     if distance > MILLIMETRES_FROM:
         return "mm"

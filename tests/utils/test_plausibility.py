@@ -49,7 +49,13 @@ def test_distance_tells_millimetres_from_metres() -> None:
 def test_unit_is_that_of_the_median_point_of_all_clouds() -> None:
     few, many = np.zeros((SIDE, SIDE), dtype=bool), np.ones((SIDE, SIDE), dtype=bool)
     few[0, :3] = True
-    assert guess_unit([_cloud(few) * 1000, _cloud(many)]) == "m"
+    assert guess_unit([_cloud(few, 5.0), _cloud(many)]) == "m"
+
+
+def test_clouds_of_both_units_are_an_error() -> None:
+    cloud = _cloud(_part())
+    with pytest.raises(ValueError, match=r"metres and in millimetres.*--unit m or --unit mm"):
+        guess_unit([cloud, cloud * 1000, cloud])
 
 
 def test_points_that_are_not_measured_say_nothing_of_the_unit() -> None:
