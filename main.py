@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dataset import DATASETS, SampleFiles, find_classes, list_samples
-from feature_extractors.calibration import ThresholdRule
+from feature_extractors.calibration import MAX, RULE_HELP, ThresholdRule
 from feature_extractors.methods import METHODS
 from feature_extractors.quirks import PROTOCOLS, Quirks, quirk_values
 from feature_extractors.settings import LAMBDAS, Settings
 from models.backbones import RGB_BACKBONES, XYZ_BACKBONES
 from utils.files import alone_with
-from utils.flags import HelpFormatter, finite_float, natural, positive, positive_float, seed
+from utils.flags import HelpFormatter, finite_float, natural, natural_float, positive, positive_float, seed
 from utils.preprocess.record import read_record
 from utils.reporting import (
     append_tables,
@@ -371,7 +371,7 @@ def _evaluated(
 def held_out_apart(
     samples: list[SampleFiles], share: float, seed: int
 ) -> tuple[list[SampleFiles], list[SampleFiles]]:
-    """The training samples without a share of them drawn by `seed`, and that share, at least one where it is above 0."""
+    """The training samples without a share of them, drawn by `seed`, and that share."""
     count = max(1, round(share * len(samples))) if share > 0 else 0
     chosen = set(np.random.default_rng(seed).permutation(len(samples))[:count].tolist())
     return (
