@@ -15,12 +15,14 @@ import numpy as np
 from PIL import Image
 
 from utils.image_files import SampleFileError, foreign_images, image_shape, read_mask, read_rgb, read_xyz
+from utils.plausibility import guess_unit, looks_raw, measured_points, silhouette_disagreement
 from utils.preprocess.eyecandies import EYECANDIES_CLASSES
 from utils.structures import Sample, SampleFiles
 
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 GOOD = "good"
+LOOKED_AT = 5  # samples of a class, before the work
 FARTHEST_M = 1e4  # what a sensor of parts can't have measured; float32 squares of more overflow at 1e19
 Picture = Path | str | np.ndarray  # a file, or what it would hold
 
@@ -115,6 +117,31 @@ def load_sample(rgb: Picture, xyz: Picture, image_size: int) -> Sample:
     return Sample(normalised_image(image, image_size), points, pixel_index, tuple(remarks))
 
 
+def check_plausible(samples: Sequence[SampleFiles]) -> list[str]:
+    """Look at a few samples of a class before the work on it; returns what is odd about them.
+
+    Raises DatasetError when they are in millimetres, or look as if they had not been preprocessed: all scores would be
+    wrong, and look right. What can't be read is left to the run, which reports it.
+    """
+    step = max(1, len(samples) // LOOKED_AT)
+    views = [view for files in samples[::step] if (view := _readable(files)) is not None]
+    if not views:
+        return []
+    folder = samples[0].rgb.parents[3]
+    if guess_unit(cloud for _, _, cloud in views) == "mm":
+        raise DatasetError(
+            f"{folder}: its points are in millimetres, metres are expected; preprocess the raw data with --unit mm"
+        )
+    raw = [(path, reason) for path, _, cloud in views if (reason := looks_raw(cloud)) is not None]
+    if len(raw) > len(views) / 2:
+        raise DatasetError(
+            f"{folder}: does not look preprocessed ({raw[0][0]}: {raw[0][1]}); run utils/preprocessing.py on the data "
+            "set, or add --unchecked if the clouds show nothing but the part"
+        )
+    odd = [(path, text) for path, rgb, cloud in views if (text := silhouette_disagreement(rgb, cloud))]
+    return [f"{path}: {text}" for path, text in odd]
+
+
 class Pair(NamedTuple):
     """The image and the cloud of one part, files or arrays."""
 
@@ -185,6 +212,16 @@ def resized_mask(files: SampleFiles, image_size: int) -> np.ndarray | None:
         return None
     mask = Image.fromarray(stored.astype(np.uint8))
     return np.asarray(mask.resize((image_size, image_size), Image.Resampling.NEAREST)) > 0
+
+
+def _readable(files: SampleFiles) -> tuple[str, np.ndarray, np.ndarray] | None:
+    """Path, image and cloud; None where they can't be used, or the cloud has no point."""
+    try:
+        rgb, cloud = read_rgb(files.rgb), read_xyz(files.xyz)
+    except SampleFileError:
+        return None
+    usable = rgb.shape == cloud.shape and measured_points(cloud).any()
+    return (files.path, rgb, cloud) if usable else None
 
 
 def _part_name(number: int, rgb: Picture) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dataset import DATASETS, SampleFiles, find_classes, list_samples
+from dataset import DATASETS, SampleFiles, check_plausible, find_classes, list_samples
 from feature_extractors.calibration import MAX, RULE_HELP, ThresholdRule
 from feature_extractors.methods import METHODS
 from feature_extractors.quirks import PROTOCOLS, Quirks, quirk_values
@@ -78,6 +78,11 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--label_by_folder",
         action="store_true",
         help="test kinds without gt/ are defects all the same (but for unknown): image metrics, no pixel metrics",
+    )
+    add(
+        "--unchecked",
+        action="store_true",
+        help="take data that look raw, or are in millimetres, all the same",
     )
     add("--max_sample", type=positive, help="training samples a class at most")
     add(
@@ -409,6 +414,9 @@ def _find_samples(args: argparse.Namespace) -> Samples:
         validation = dataset.find_samples(folder, "validation")
         if args.label_by_folder:
             test = [_labelled_by_folder(sample) for sample in test]
+        if not args.unchecked:
+            for remark in check_plausible(train):
+                print(f"warning: {name}: {remark}", file=sys.stderr)
         found[name] = {"train": train, "validation": validation, "test": test}
     return found
 

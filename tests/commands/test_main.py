@@ -61,6 +61,7 @@ OWN_DEFAULTS = {
     "holdout": 0.0,
     "threshold_rule": "max",
     "label_by_folder": False,
+    "unchecked": False,
 }
 RELEASED_COMMANDS = [
     "main.py --method_name DINO+Point_MAE --memory_bank multiple --save_feature",
