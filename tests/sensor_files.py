@@ -88,10 +88,12 @@ def write_pcd(
         fields.append("rgb")
         types.append(np.dtype(np.uint32))
     made = PointCloud.from_points([np.ascontiguousarray(a) for a in arrays], fields, types)
-    metadata = MetaData.model_validate({**made.metadata.model_dump(), "width": width, "height": height})
+    metadata = MetaData.model_validate(
+        {**made.metadata.model_dump(), "width": width, "height": height, "data": encoding}
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     if encoding is Encoding.ASCII:  # pypcd4 writes ten decimals, which are too few for small float32
-        path.write_text(metadata.compose_header(encoding) + _text_of(made.pc_data), encoding="ascii")
+        path.write_text(metadata.compose_header() + _text_of(made.pc_data), encoding="ascii")
     else:
         PointCloud(metadata, made.pc_data).save(path, encoding)
     return path

@@ -104,7 +104,11 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], bytes], str]] = {
         lambda t: ply_bytes(t).replace(b"float z", b"float q"),
         "no properties x, y and z",
     ),
-    "ply without vertices": (".ply", lambda t: ply_bytes(t).replace(b"vertex", b"corner"), "no element vertex"),
+    "ply without vertices": (
+        ".ply",
+        lambda t: ply_bytes(t).replace(b"vertex", b"corner"),
+        "no element vertex",
+    ),
     "ply of lists": (
         ".ply",
         lambda t: ply_bytes(t).replace(b"property float z", b"property list uchar float z"),
@@ -113,7 +117,11 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], bytes], str]] = {
     "empty pcd": (".pcd", lambda _: b"", "no PCD header"),
     "text as pcd": (".pcd", lambda _: b"not a cloud\n" * 9999, "no PCD header"),
     "pcd without fields": (".pcd", lambda _: b"WIDTH 3\nDATA ascii\n", "no readable PCD"),
-    "half a binary pcd": (".pcd", lambda t: pcd_bytes(t, Encoding.BINARY)[:3000], "claims 600 points, more than"),
+    "half a binary pcd": (
+        ".pcd",
+        lambda t: pcd_bytes(t, Encoding.BINARY)[:3000],
+        "claims 600 points, more than",
+    ),
     "half an ascii pcd": (".pcd", lambda t: pcd_bytes(t, Encoding.ASCII)[:9000], "no readable PCD"),
     "ascii pcd without its last rows": (
         ".pcd",
@@ -131,7 +139,11 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], bytes], str]] = {
         "bytes that unpack to",
     ),
     "huge pcd": (".pcd", _header(PCD_HEADER, HUGE, 1, HUGE, "binary"), f"claims {HUGE}x1 pixels"),
-    "large ascii pcd": (".pcd", _header(PCD_HEADER, 8000, 8000, 64 * 10**6, "ascii"), "more than its 0 bytes"),
+    "large ascii pcd": (
+        ".pcd",
+        _header(PCD_HEADER, 8000, 8000, 64 * 10**6, "ascii"),
+        "more than its 0 bytes",
+    ),
     "large compressed pcd": (
         ".pcd",
         _header(PCD_HEADER + "\x01\x00\x00\x00\xff", 8000, 8000, 64 * 10**6, "binary_compressed"),
@@ -144,7 +156,11 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], bytes], str]] = {
         "no fields x, y and z",
     ),
     "pickle as npy": (".npy", lambda _: _npy(np.array([{}], dtype=object)), "claims an array"),
-    "huge npy": (".npy", lambda _: _npy(CLOUD).replace(b"(20, 30, 3), }     ", b"(9999999, 30, 3), }"), "claims an"),
+    "huge npy": (
+        ".npy",
+        lambda _: _npy(CLOUD).replace(b"(20, 30, 3), }     ", b"(9999999, 30, 3), }"),
+        "claims an",
+    ),
     "npy of four channels": (".npy", lambda _: _npy(np.zeros((20, 30, 4))), "has shape (20, 30, 4)"),
     "text as npz": (".npz", lambda _: b"not an archive", "no readable npz"),
     "npz bomb": (".npz", _npz_bomb, "claims an array of 4294967294 bytes"),
@@ -157,7 +173,11 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], bytes], str]] = {
     "colour image as tiff": (".tiff", lambda _: _tiff(made_up_image(), photometric="rgb"), "holds uint8"),
     "colour image as depth": (".png", lambda _: _png(made_up_image()), "one channel of 16 bits"),
     "depth of 8 bits": (".png", lambda _: _png(made_up_image()[..., 0]), "has lost the distances"),
-    "half a depth png": (".png", lambda _: _png(np.arange(600, dtype=np.uint16).reshape(20, 30))[:90], "no readable"),
+    "half a depth png": (
+        ".png",
+        lambda _: _png(np.arange(600, dtype=np.uint16).reshape(20, 30))[:90],
+        "no readable",
+    ),
     "stl": (".stl", lambda _: b"solid", "unknown suffix '.stl'; clouds end in .ply, .pcd"),
 }
 

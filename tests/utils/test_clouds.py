@@ -98,12 +98,18 @@ def test_flags_win_over_the_header_and_the_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".ply", ".pcd"])
-@pytest.mark.parametrize("options", [METRES, CloudOptions(unit="m"), CloudOptions(unit="m", image_size=(30, 20))])
-def test_cloud_whose_points_were_dropped_is_refused(tmp_path: Path, suffix: str, options: CloudOptions) -> None:
+@pytest.mark.parametrize(
+    "options", [METRES, CloudOptions(unit="m"), CloudOptions(unit="m", image_size=(30, 20))]
+)
+def test_cloud_whose_points_were_dropped_is_refused(
+    tmp_path: Path, suffix: str, options: CloudOptions
+) -> None:
     kept = CLOUD[CLOUD.any(axis=2)][None]
     path = tmp_path / f"part{suffix}"
     write_ply(path, kept) if suffix == ".ply" else write_pcd(path, kept)
-    with pytest.raises(SampleFileError, match=f"holds {kept.shape[1]} points, which are not one a pixel") as caught:
+    with pytest.raises(
+        SampleFileError, match=f"holds {kept.shape[1]} points, which are not one a pixel"
+    ) as caught:
         read_cloud(path, options)
     assert "keep invalid points" in str(caught.value)
     assert "--width" in str(caught.value)
@@ -197,8 +203,14 @@ def test_largest_code_of_a_depth_image_is_not_measured(tmp_path: Path) -> None:
     [
         (CloudOptions(camera=CAMERA), "--depth_scale, 0.001"),
         (CloudOptions(depth_scale=1e-3), "--camera FILE or --fx"),
-        (CloudOptions(depth_scale=1e-3, camera=PinholeCamera(9, 9, 9, 9, width=31, height=20)), "calibrated at 31x20"),
-        (CloudOptions(depth_scale=1e-3, camera=PinholeCamera(9, 9, 9, 9, k1=-5)), "distortion can't be undone"),
+        (
+            CloudOptions(depth_scale=1e-3, camera=PinholeCamera(9, 9, 9, 9, width=31, height=20)),
+            "calibrated at 31x20",
+        ),
+        (
+            CloudOptions(depth_scale=1e-3, camera=PinholeCamera(9, 9, 9, 9, k1=-5)),
+            "distortion can't be undone",
+        ),
     ],
 )
 def test_depth_image_without_a_fitting_camera_is_refused(

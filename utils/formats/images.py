@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from utils.formats.organised import FormatError, check_pixels
 from utils.image_files import PNG_HEADER_BYTES, PNG_SIGNATURE, SampleFileError
 
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "TIFF", "WEBP", "PPM")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 LOSSY = ("JPEG", "MPO", "WEBP")
 ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
