@@ -106,3 +106,23 @@ def _text_of(rows: np.ndarray) -> str:
     formats = [digits.get(rows.dtype[name].str[1:], "%d") for name in rows.dtype.names or ()]
     np.savetxt(text, rows, fmt=formats)
     return text.getvalue()
+
+
+def mutated(content: bytes, rng: np.random.Generator) -> bytes:
+    """A few bytes changed, cut out, doubled, or replaced by a large number; half of the times in the header."""
+    data = bytearray(content)
+    for _ in range(rng.integers(1, 4)):
+        at = int(rng.integers(0, 300 if rng.random() < 0.5 else len(data) + 1))
+        length = int(rng.integers(1, 20))
+        action = rng.integers(0, 5)
+        if action == 0:
+            data[at : at + 1] = rng.bytes(1)
+        elif action == 1:
+            del data[at : at + length]
+        elif action == 2:
+            data[at:at] = data[at : at + length]
+        elif action == 3:
+            data[at : at + 2] = b"9" * length
+        else:
+            del data[at:]
+    return bytes(data)

@@ -1,7 +1,7 @@
 """Bring a 3D sensor's files into the layout that main.py reads: rgb png, xyz tiff in metres, gt png.
 
     python utils/convert.py --xyz part.ply --rgb part.png --width 1280 --height 1024 --output DIR
-    python utils/convert.py --input FOLDER --xyz_pattern '{stem}_cloud.ply' --rgb_pattern '{stem}_color.jpg' \
+    python utils/convert.py --input FOLDER --xyz_pattern '{stem}_cloud.ply' --rgb_pattern '{stem}_color.jpg' \\
         --output datasets/own --class_name bracket --split train --kind good
     python utils/convert.py --input ROOT --tree --output datasets/own
 
@@ -59,8 +59,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     folder.add_argument(
         "--tree", action="store_true", help="it is laid out as MVTec 3D-AD, in other file types"
     )
+    names = {"xyz": "clouds", "rgb": "images", "gt": "masks"}
     for kind, flag in PATTERNS.items():
-        folder.add_argument(f"--{flag}", help=f"names of {kind} files, with {{stem}} for what pairs them")
+        folder.add_argument(
+            f"--{flag}", help=f"names of the {names[kind]}, with {{stem}} for what pairs them"
+        )
     target = parser.add_argument_group("target")
     target.add_argument("--output", type=Path, required=True, help="folder of the data set")
     target.add_argument("--class_name", type=_folder_name, help="class folder in it")

@@ -97,6 +97,13 @@ def test_flags_win_over_the_header_and_the_image(tmp_path: Path) -> None:
     assert read_cloud(path, CloudOptions(unit="m", image_size=(30, 20))).shape == (30, 20, 3)
 
 
+def test_flags_that_contradict_an_organised_file_are_an_error(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", CLOUD)
+    for path in (write_pcd(tmp_path / "a.pcd", CLOUD), tmp_path / "a.npy"):
+        with pytest.raises(SampleFileError, match="has 30x20 pixels, --width and --height say otherwise"):
+            read_cloud(path, CloudOptions(unit="m", size=(20, 30)))
+
+
 @pytest.mark.parametrize("suffix", [".ply", ".pcd"])
 @pytest.mark.parametrize(
     "options", [METRES, CloudOptions(unit="m"), CloudOptions(unit="m", image_size=(30, 20))]
@@ -104,7 +111,7 @@ def test_flags_win_over_the_header_and_the_image(tmp_path: Path) -> None:
 def test_cloud_whose_points_were_dropped_is_refused(
     tmp_path: Path, suffix: str, options: CloudOptions
 ) -> None:
-    kept = CLOUD[CLOUD.any(axis=2)][None]
+    kept = CLOUD[CLOUD.any(axis=2)][None]  # one row, as PCL writes it
     path = tmp_path / f"part{suffix}"
     write_ply(path, kept) if suffix == ".ply" else write_pcd(path, kept)
     with pytest.raises(

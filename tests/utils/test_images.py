@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.sensor_files import mutated
 from utils.formats.images import ORIENTATION, load_image, load_mask, read_image
 from utils.image_files import SampleFileError
 
@@ -169,3 +170,20 @@ def test_lossy_mask_is_refused(tmp_path: Path) -> None:
     Image.fromarray(GREY).save(tmp_path / "mask.jpg")
     with pytest.raises(SampleFileError, match="save masks as png or bmp"):
         load_mask(tmp_path / "mask.jpg")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp", "a.tif", "a.webp"])
+@pytest.mark.filterwarnings("ignore")
+def test_every_mutant_is_read_or_ends_in_the_one_error(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    Image.fromarray(RGB).save(path)
+    content, rng = path.read_bytes(), np.random.default_rng([2, *name.encode()])
+    refused = 0
+    for _ in range(100):
+        path.write_bytes(mutated(content, rng))
+        for load in (load_image, load_mask):
+            try:
+                assert load(path).pixels.dtype == np.uint8
+            except SampleFileError:
+                refused += 1
+    assert refused > 0

@@ -18,8 +18,6 @@ from utils.formats.ply import read_ply
 from utils.image_files import SampleFileError
 from utils.plausibility import guess_unit
 
-__all__ = ["CLOUD_FORMATS", "CloudOptions", "in_metres", "load_cloud", "read_cloud", "told_unit"]
-
 MAX_FILE_BYTES = 2**32
 
 
@@ -77,7 +75,7 @@ def load_cloud(path: Path, options: CloudOptions) -> StoredCloud:
                 f"rename it to {path.stem}.{other.name.lower()}",
             )
     try:
-        return expected.read(content, options)
+        stored = expected.read(content, options)
     except FormatError as error:
         raise SampleFileError(path, error.problem, error.remedy) from error
     except Exception as error:  # damaged bytes may raise anything in a decoder
@@ -85,6 +83,18 @@ def load_cloud(path: Path, options: CloudOptions) -> StoredCloud:
         raise SampleFileError(
             path, f"is no readable {expected.name} file or cut short ({reason})", "export or copy it again"
         ) from error
+    _check_size(path, stored, options)
+    return stored
+
+
+def _check_size(path: Path, stored: StoredCloud, options: CloudOptions) -> None:
+    height, width = stored.points.shape[:2]
+    if options.size not in (None, (width, height)):
+        raise SampleFileError(
+            path,
+            f"has {width}x{height} pixels, --width and --height say otherwise",
+            "correct them, or leave them out",
+        )
 
 
 def told_unit(path: Path, stored: StoredCloud) -> Literal["m", "mm"]:

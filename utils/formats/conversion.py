@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 
 from utils.files import atomic_path
-from utils.formats.clouds import CloudOptions, in_metres, load_cloud, told_unit
+from utils.formats.clouds import load_cloud, told_unit
 from utils.formats.images import LoadedImage, load_image, load_mask
-from utils.formats.organised import StoredCloud
+from utils.formats.organised import CloudOptions, StoredCloud, in_metres
 from utils.formats.parts import Part
 from utils.image_files import SampleFileError, encode_png, encode_xyz
 from utils.plausibility import guess_unit

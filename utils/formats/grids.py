@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import io
+import math
 import zipfile
+from typing import IO
 
 import numpy as np
 import tifffile
 from PIL import Image
 
 from utils.formats.cameras import CameraError, pixel_directions
-from utils.formats.organised import MAX_PIXELS, CloudOptions, FormatError, StoredCloud, check_pixels
+from utils.formats.organised import CloudOptions, FormatError, StoredCloud, check_pixels
 
 CLOUD_NAMES = ("xyz", "cloud", "points")  # looked for in an npz of several arrays
-MAX_ARRAY_BYTES = MAX_PIXELS * 3 * 8
+NPY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 RAW_DEPTH_MODES = ("I;16", "I;16B", "I;16L", "I")  # Pillow's grey of 16 bits and more
 
 
 def read_npy(content: bytes, options: CloudOptions) -> StoredCloud:
     """A cloud (H, W, 3) or depth image (H, W). Raises FormatError, and whatever NumPy raises on damaged content."""
-    file = io.BytesIO(content)
-    version = np.lib.format.read_magic(file)
-    read_header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
-    if read_header is None:
-        raise FormatError(f"has npy format {version}, expected 1.0 or 2.0", "save it with numpy.save")
-    shape, _, dtype = read_header(file)
-    if dtype.hasobject or dtype.itemsize * int(np.prod(shape, dtype=object)) > len(content):
-        raise FormatError(
-            f"claims an array {shape} of {dtype}, which its {len(content)} bytes can't hold", "save it again"
-        )
+    _check_npy_header(io.BytesIO(content), len(content))
     return cloud_of(np.load(io.BytesIO(content), allow_pickle=False), options)
 
 
@@ -46,10 +39,31 @@ def read_npz(content: bytes, options: CloudOptions) -> StoredCloud:
                 "name the cloud xyz, or save it alone",
             )
         entry = entries[chosen[0]]
-        if entry.file_size > MAX_ARRAY_BYTES:
-            raise FormatError(f"claims an array of {entry.file_size} bytes", "save it again")
-        with archive.open(entry) as member:
-            return read_npy(member.read(entry.file_size), options)
+        with archive.open(entry) as member:  # its first bytes tell whether it is worth unpacking
+            _check_npy_header(member, entry.file_size)
+        return read_npy(archive.read(entry), options)
+
+
+def _check_npy_header(file: IO[bytes], length: int) -> None:
+    """Raises FormatError when the array is no cloud or depth image, or more than `length` bytes can hold."""
+    version = np.lib.format.read_magic(file)
+    if version not in NPY_HEADERS:
+        raise FormatError(f"has npy format {version}, expected 1.0 or 2.0", "save it with numpy.save")
+    shape, _, dtype = NPY_HEADERS[version](file)
+    if dtype.hasobject or dtype.itemsize * math.prod(shape) > length:
+        raise FormatError(
+            f"claims an array {shape} of {dtype}, which its {length} bytes can't hold", "save it again"
+        )
+    _check_shape(shape)
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3)):
+        raise FormatError(
+            f"has shape {shape}, expected a cloud (height, width, 3) or a depth image (height, width)",
+            "export an organised cloud",
+        )
+    check_pixels(shape[1], shape[0])
 
 
 def read_tiff(content: bytes, options: CloudOptions) -> StoredCloud:
@@ -58,9 +72,7 @@ def read_tiff(content: bytes, options: CloudOptions) -> StoredCloud:
         page = tiff.pages.first
         if len(tiff.pages) > 1:
             raise FormatError(f"has {len(tiff.pages)} pages, expected one", "export the cloud as one page")
-        if page.ndim not in (2, 3):
-            raise FormatError(f"has shape {page.shape}, expected (height, width, 3)", "export it again")
-        check_pixels(page.shape[1], page.shape[0])
+        _check_shape(page.shape)
         ends = np.add(page.dataoffsets, page.databytecounts)
         if len(ends) == 0 or ends.max() > len(content):  # tifffile fills what is missing with zeros
             raise FormatError(f"its pixels end beyond its {len(content)} bytes: cut short", "copy it again")
@@ -81,14 +93,9 @@ def read_depth_png(content: bytes, options: CloudOptions) -> StoredCloud:
 
 def cloud_of(values: np.ndarray, options: CloudOptions) -> StoredCloud:
     """A cloud (H, W, 3) of floats as it is; a depth image (H, W) or (H, W, 1) by the camera. Raises FormatError."""
+    _check_shape(values.shape)
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[..., 0]
-    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] != 3):
-        raise FormatError(
-            f"has shape {values.shape}, expected a cloud (height, width, 3) or a depth image (height, width)",
-            "export an organised cloud",
-        )
-    check_pixels(values.shape[1], values.shape[0])
     if values.ndim == 2:
         return _depth_cloud(values, options)
     if values.dtype.kind != "f" or values.dtype.itemsize < 4:

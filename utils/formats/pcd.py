@@ -29,8 +29,8 @@ def read_pcd(content: bytes, options: CloudOptions) -> StoredCloud:
         raise FormatError(f"claims {header.points} points but ends after {len(points)}", "copy it again")
     if not {"x", "y", "z"} <= set(points.dtype.names or ()):
         raise FormatError("has no fields x, y and z", "export it as a point cloud")
-    stated = (header.width, header.height) if header.height > 1 else None
-    size = grid_size(len(points), stated, options)
+    organised = header.height > 1
+    size = (header.width, header.height) if organised else grid_size(len(points), None, options)
     xyz = np.stack([points[name] for name in "xyz"], axis=-1)
     xyz = xyz.astype(np.float32 if xyz.dtype == np.float32 else np.float64, copy=False)
     return StoredCloud(rows_of(xyz, size), _colors(points, size))
