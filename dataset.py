@@ -155,8 +155,8 @@ def as_parts(samples: Iterable[Any]) -> list[Any]:
 
 
 def part_names(parts: Sequence[Any]) -> list[str]:
-    """What each part is called in reports: its `path`, or its image's, or its number."""
-    return [getattr(part, "path", None) or _part_name(i, part.rgb) for i, part in enumerate(parts)]
+    """What each part is called in reports: its `name`, or its image's, or its number."""
+    return [getattr(part, "name", None) or _part_name(i, part.rgb) for i, part in enumerate(parts)]
 
 
 def load_part(part: Any, image_size: int) -> Sample:
