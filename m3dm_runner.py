@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -163,7 +164,7 @@ class M3DM:
                 f"{self.data.root / class_name}: no training sample can be used; {self._reasons()}"
             )
         if self.store is not None:
-            self.store.finish_class(class_name, count)
+            self.store.complete_class(class_name, count)
         self.report.counts["train"] = count
         return {name: collector.joined() for name, collector in collectors.items()}
 
@@ -247,13 +248,16 @@ def _finished(
     return prepared, finish(patches)
 
 
-def open_store(folder: Path, settings: Settings, sources: dict[str, str]) -> FeatureStoreWriter:
-    """The folder that `--save_feature` fills, for backbones with weights from `sources`.
+def open_store(
+    folder: Path, settings: Settings, sources: dict[str, str], dataset: str
+) -> AbstractContextManager[FeatureStoreWriter]:
+    """The folder that `--save_feature` fills with features of `dataset`, for backbones with weights from `sources`.
 
-    Raises ValueError when it holds features of another kind.
+    Raises ValueError when it holds features of another kind, OSError when another run has it open.
     """
     quirks = settings.quirks
     meta = StoreMeta(
+        dataset=dataset,
         rgb_backbone=settings.rgb_backbone_name,
         xyz_backbone=settings.xyz_backbone_name,
         rgb_dim=VITS[settings.rgb_backbone_name].dim,
@@ -263,13 +267,13 @@ def open_store(folder: Path, settings: Settings, sources: dict[str, str]) -> Fea
         pairing=quirks.uff_pairing,
         feature_dtype=settings.feature_dtype or STORED_DTYPE,
         random_weights=any(sources[name].startswith(RANDOM) for name in ("rgb", "xyz")),
-        protocol={
+        extraction={
             **{name: getattr(quirks, name) for name in FEATURE_QUIRKS},
             **{name: str(getattr(settings, name)) for name in FEATURE_SETTINGS},
             **{f"{name}_weights": sources[name] for name in ("rgb", "xyz")},
         },
     )
-    return FeatureStoreWriter(folder, meta=meta)
+    return FeatureStoreWriter.open(folder, meta)
 
 
 def save_predictions(folder: Path, class_name: str, scores: TestScores) -> None:

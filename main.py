@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,17 +93,20 @@ def _run_classes(args: argparse.Namespace, settings: Settings, classes: list[str
     checkpoint_dir = None if args.random_weights else args.checkpoint_dir
     networks = load_networks(settings, checkpoint_dir, _fusion_path(args))
     extractor = Extractor(settings, networks, device)
-    store = None
-    if args.save_feature:
-        store = open_store(args.save_feature_path, settings, networks.sources)
     header = _header(args, settings, networks.sources, str(device))
     record = open_record(args.results_dir, header, classes)
     data = DataSource(args.dataset_path, args.num_workers, args.batch_size)
-    for name in classes:
-        if name in record["classes"] and _has_its_files(name, args, store):
-            print(f"{name}: done by the run that was cut, kept")
-            continue
-        _evaluate_class(name, M3DM(settings, extractor, data, store), args, record)
+    dataset = f"{args.dataset_type} {args.dataset_path.resolve()}"
+    with (
+        open_store(args.save_feature_path, settings, networks.sources, dataset)
+        if args.save_feature
+        else nullcontext()
+    ) as store:
+        for name in classes:
+            if name in record["classes"] and _has_its_files(name, args, store):
+                print(f"{name}: done by the run that was cut, kept")
+                continue
+            _evaluate_class(name, M3DM(settings, extractor, data, store), args, record)
     return _finish(args, classes, record)
 
 

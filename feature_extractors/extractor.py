@@ -14,7 +14,7 @@ from models.alignment import align, alignment_operator, pool_points
 from models.fpfh.descriptors import fpfh_features
 from models.point_transformer.point_ops import group_points
 from models.uff.block import FusionBlock
-from models.uff.feature_store import paired_rgb
+from models.uff.pairing import paired_rgb
 from models.vit import vit_patches
 from utils.structures import AlignmentOperator, Modality, Patches, PointGroups, Sample
 

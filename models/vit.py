@@ -13,6 +13,7 @@ from models.checkpoints import (
     CheckpointError,
     Download,
     check_shapes,
+    decoded,
     load_complete,
     read_numpy_shapes,
     read_torch_file,
@@ -106,7 +107,9 @@ def _load_state_dict(model: nn.Module, path: Path, remedy: str) -> None:
     state = read_torch_file(path, remedy)
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}, expected a state dict; {remedy}")
-    load_complete(model, _with_position_embedding_of(model, state), path, remedy)
+    with decoded(path, "torch file", remedy):
+        fitting = _with_position_embedding_of(model, state)
+    load_complete(model, fitting, path, remedy)
 
 
 def _with_position_embedding_of(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
@@ -123,7 +126,8 @@ def _with_position_embedding_of(model: nn.Module, state: dict[str, Any]) -> dict
 
 def _load_jax_archive(model: nn.Module, path: Path, remedy: str) -> None:
     check_shapes(read_numpy_shapes(path, remedy), _jax_layout(model), path, remedy)
-    model.load_pretrained(str(path))
+    with decoded(path, ".npz file", remedy):
+        model.load_pretrained(str(path))
 
 
 def _jax_layout(model: Any) -> dict[str, tuple[int, ...]]:

@@ -12,7 +12,7 @@ from feature_extractors.settings import Quirks, Settings
 from models.alignment import pool_points
 from models.fpfh.descriptors import fpfh_features
 from models.uff.block import FusionBlock
-from models.uff.feature_store import paired_rgb
+from models.uff.pairing import paired_rgb
 from utils.structures import Patches, Sample
 
 CPU = torch.device("cpu")
