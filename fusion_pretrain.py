@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from utils.flags import HelpFormatter, natural, natural_float, positive, positive_float, seed
 from utils.reporting import check_writable
@@ -17,7 +17,7 @@ from utils.reporting import check_writable
 if TYPE_CHECKING:
     import torch
 
-    from models.uff.engine import Retrieval, StepLog, TrainingState
+    from models.uff.engine import StepLog, TrainingState
     from models.uff.feature_store import StoreMeta
     from models.uff.pairs import FeatureFolder, PairsLoader
     from models.uff.plan import Plan
@@ -128,7 +128,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", help="auto, cpu or cuda; each process takes the GPU of its local rank")
     add("--world_size", default=1, type=positive, help="number of processes, if the launcher does not tell")
-    add("--local_rank", "--local-rank", default=-1, type=int, help="set by the launcher")
+    add(
+        "--local_rank",
+        "--local-rank",
+        default=-1,
+        type=int,
+        help="number of this process on its machine, set by the launcher",
+    )
     add("--dist_on_itp", action="store_true", help="read Open MPI's variables, as the ITP cluster sets them")
     add("--dist_url", default="env://", help="address where several processes meet")
     return parser
@@ -183,77 +189,85 @@ def main(args: argparse.Namespace) -> None:
         leave()
 
 
+class TrainingData(NamedTuple):
+    """The features, this process's share of the batches, and the held-out files: all, and its share."""
+
+    folder: FeatureFolder
+    loader: PairsLoader
+    held_out: list[Path]
+    own_held_out: list[Path]
+
+
 def train(args: argparse.Namespace, world: World, device: torch.device) -> None:
     """All epochs; each leaves a checkpoint, a line of log.txt and TensorBoard's scalars."""
-    from tqdm import tqdm
+    from models.uff.engine import resume, save_checkpoint
+    from models.uff.log import TrainingLog
 
-    from models.uff.engine import evaluate_retrieval, resume, save_checkpoint, train_one_epoch
-    from models.uff.log import TrainingLog, peak_mb, reset_peak
-    from models.uff.pairs import open_folder, read_pairs, split_files
-
-    output = Path(args.output_dir)
+    output, log_dir = Path(args.output_dir), Path(args.log_dir)
     if world.is_main:
         check_writable(output, "--output_dir")
-        check_writable(Path(args.log_dir), "--log_dir")
-    folder = open_folder(args.data_path)
-    training_files, held_out = split_files(folder.files, args.holdout, args.seed)
-    own_held_out = held_out[world.rank :: world.size]
-    loader = load_batches(args, world, device, folder, training_files)
-    plan = plan_training(args, len(loader), world.size)
-    state = initial_state(args, folder.meta, device)
+        check_writable(log_dir, "--log_dir")
+    data = load_data(args, world, device)
+    plan = plan_training(args, len(data.loader), world.size)
+    state = initial_state(args, data.folder.meta, device)
     first_epoch = resume(Path(args.resume), state) if args.resume else args.start_epoch
     if first_epoch >= plan.epochs:
         raise ValueError(
             f"epoch {first_epoch} would be next, but there are {plan.epochs}; give more --epochs"
         )
-    log = TrainingLog(output, Path(args.log_dir)) if world.is_main else None
+    log = TrainingLog(output, log_dir) if world.is_main else None
     if log is not None:
-        announce(plan, len(training_files), len(held_out), folder.meta, device)
+        announce(plan, data, device)
         check_room(output, state, sum(is_saved(e, plan, args) for e in range(first_epoch, plan.epochs)))
     checkpoint = args.resume
     try:
         for epoch in range(first_epoch, plan.epochs):
-            start = time.perf_counter()
-            reset_peak(device)
-            loader.batch_sampler.epoch = epoch
-            bar = tqdm(loader, desc=f"epoch {epoch}", unit="batch", disable=None if world.is_main else True)
-            steps = train_one_epoch(state, bar, plan, epoch)
-            pairs = (read_pairs(file, folder, "colocated") for file in own_held_out)
-            retrieval = evaluate_retrieval(state.model, pairs)
+            steps, record = run_epoch(epoch, state, data, plan, show_progress=world.is_main)
             if log is None:
                 continue
             if is_saved(epoch, plan, args):
                 save_checkpoint(output / f"checkpoint-{epoch}.pth", state, epoch, args)
                 checkpoint = output / f"checkpoint-{epoch}.pth"
-            first_step = epoch * plan.steps_per_epoch + 1
-            log.write_steps(first_step, [step._asdict() for step in steps])
-            record = epoch_record(epoch, first_step, steps, retrieval)
-            log.write_epoch(
-                record | {"seconds": time.perf_counter() - start, "peak_memory_mb": peak_mb(device)}
-            )
+            log.write_steps(epoch * plan.steps_per_epoch + 1, [step._asdict() for step in steps])
+            log.write_epoch(record)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(how_to_continue(checkpoint)) from interrupt
     except OSError as error:
         raise type(error)(f"{error}; {how_to_continue(checkpoint)}") from error
 
 
-def is_saved(epoch: int, plan: Plan, args: argparse.Namespace) -> bool:
-    """Whether this epoch leaves a checkpoint."""
-    return (epoch + 1) % args.save_every == 0 or epoch + 1 == plan.epochs
+def run_epoch(
+    epoch: int, state: TrainingState, data: TrainingData, plan: Plan, *, show_progress: bool
+) -> tuple[list[StepLog], dict[str, float | int | None]]:
+    """Train on all batches, measure on the held-out samples; returns the steps and the line of log.txt."""
+    from tqdm import tqdm
 
+    from models.uff.engine import evaluate_retrieval, train_one_epoch
+    from models.uff.log import peak_mb, reset_peak
+    from models.uff.pairs import read_pairs
 
-def epoch_record(
-    epoch: int, first_step: int, steps: list[StepLog], retrieval: Retrieval | None
-) -> dict[str, float | int | None]:
-    """What log.txt says of an epoch's training."""
-    return {
+    start = time.perf_counter()
+    reset_peak(state.device)
+    data.loader.batch_sampler.epoch = epoch
+    bar = tqdm(data.loader, desc=f"epoch {epoch}", unit="batch", disable=None if show_progress else True)
+    steps = train_one_epoch(state, bar, plan, epoch)
+    pairs = (read_pairs(file, data.folder, "colocated") for file in data.own_held_out)
+    retrieval = evaluate_retrieval(state.model, pairs)
+    return steps, {
         "epoch": epoch,
-        "steps": first_step + len(steps) - 1,
+        "steps": epoch * plan.steps_per_epoch + len(steps),
         "train_loss": sum(step.loss for step in steps) / len(steps),
         "train_lr": steps[-1].lr,
         "retrieval": retrieval.accuracy if retrieval else None,
         "retrieval_chance": retrieval.chance if retrieval else None,
+        "seconds": time.perf_counter() - start,
+        "peak_memory_mb": peak_mb(state.device),
     }
+
+
+def is_saved(epoch: int, plan: Plan, args: argparse.Namespace) -> bool:
+    """Whether this epoch leaves a checkpoint."""
+    return (epoch + 1) % args.save_every == 0 or epoch + 1 == plan.epochs
 
 
 def how_to_continue(checkpoint: str | Path) -> str:
@@ -270,28 +284,29 @@ def check_room(folder: Path, state: TrainingState, count: int) -> None:
     size, free = checkpoint_bytes(state.model) / 1e6, shutil.disk_usage(folder).free / 1e6
     if free < size:
         raise OSError(
-            f"--output_dir {folder}: a checkpoint needs {size:.0f} MB, {free:.0f} MB are free; make room or use "
+            f"--output_dir {folder}: a checkpoint needs {size:.3g} MB, {free:.0f} MB are free; make room or use "
             "another folder"
         )
-    print(f"{count} checkpoints of {size:.0f} MB each will be written to {folder}; {free:.0f} MB are free")
+    print(f"{count} checkpoints of {size:.3g} MB each will be written to {folder}; {free:.0f} MB are free")
     if free < count * size:
         print(f"warning: only {free // size:.0f} of them fit; use a larger --save_every, or make room")
 
 
-def load_batches(
-    args: argparse.Namespace, world: World, device: torch.device, folder: FeatureFolder, files: list[Path]
-) -> PairsLoader:
-    """This process's share of the training batches."""
-    from models.uff.pairs import GlobalBatches, make_loader
+def load_data(args: argparse.Namespace, world: World, device: torch.device) -> TrainingData:
+    """What is trained and measured on."""
+    from models.uff.pairs import GlobalBatches, make_loader, open_folder, split_files
 
-    return make_loader(
+    folder = open_folder(args.data_path)
+    training_files, held_out = split_files(folder.files, args.holdout, args.seed)
+    loader = make_loader(
         folder,
-        files,
+        training_files,
         args.pairing or folder.meta.pairing,
-        GlobalBatches(len(files), args.batch_size, args.seed, world.rank, world.size),
+        GlobalBatches(len(training_files), args.batch_size, args.seed, world.rank, world.size),
         num_workers=args.num_workers,
         pin_memory=args.pin_mem and device.type == "cuda",
     )
+    return TrainingData(folder, loader, held_out, held_out[world.rank :: world.size])
 
 
 def plan_training(args: argparse.Namespace, num_batches: int, world_size: int) -> Plan:
@@ -324,15 +339,16 @@ def initial_state(args: argparse.Namespace, meta: StoreMeta, device: torch.devic
     )
 
 
-def announce(plan: Plan, num_samples: int, num_held_out: int, meta: StoreMeta, device: torch.device) -> None:
+def announce(plan: Plan, data: TrainingData, device: torch.device) -> None:
     """Say what is trained on, for how long, and what is doubtful about it."""
+    meta = data.folder.meta
     print(
-        f"{meta.rgb_backbone} + {meta.xyz_backbone} features of {num_samples} samples, "
-        f"{num_held_out} more held out; {plan.epochs} epochs, {plan.steps} optimiser steps on {device}"
+        f"{meta.rgb_backbone} + {meta.xyz_backbone} features of {len(data.loader.dataset)} samples, "
+        f"{len(data.held_out)} more held out; {plan.epochs} epochs, {plan.steps} optimiser steps on {device}"
     )
     if meta.random_weights:
         print("warning: a backbone of these features had random weights; the block will know nothing")
-    if not num_held_out:
+    if not data.held_out:
         print("warning: no sample is held out, so there is no retrieval score")
     if plan.warning() is not None:
         print(f"warning: {plan.warning()}")
