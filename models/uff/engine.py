@@ -241,7 +241,7 @@ def _read_scaler(checkpoint: dict[str, Any], path: Path) -> dict[str, float]:
     for name, number in numbers.items():
         least = 0 if name == "_growth_tracker" else MIN_SCALER
         if type(number) not in (int, float) or not least <= number < math.inf:
-            raise CheckpointError(f"{path}: the scaler's {name} is {number!r}; {RESUME_REMEDY}")
+            raise CheckpointError(f"{path}: the scaler's {name} is no sensible number; {RESUME_REMEDY}")
     return numbers
 
 
