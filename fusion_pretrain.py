@@ -151,7 +151,7 @@ def run() -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         return fail(f"error: {error}", 1)
     except KeyboardInterrupt as interrupt:
-        return fail(f"interrupted; {interrupt or 'repeat the command'}", INTERRUPTED)
+        return fail(f"interrupted; {str(interrupt) or 'repeat the command to begin again'}", INTERRUPTED)
     return 0
 
 

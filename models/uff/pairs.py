@@ -25,7 +25,7 @@ from models.uff.feature_store import (
 )
 from models.uff.pairing import Pairing, paired_rgb
 from models.uff.released_features import read_released_sample, released_meta
-from utils.loading import ErrorsAsItems, follow_parent
+from utils.loading import ErrorsAsItems, follow_parent, interrupts_later
 
 MIN_FILES_TO_HOLD_OUT = 4
 SAVE_FIRST = (
@@ -153,7 +153,9 @@ class PairsLoader(DataLoader[PatchPairs]):
     """Batches of pairs; raises the ValueError of a file that can't be used."""
 
     def __iter__(self) -> Iterator[PatchPairs]:
-        for batch in super().__iter__():
+        with interrupts_later():
+            batches = super().__iter__()
+        for batch in batches:
             if isinstance(batch, ValueError):
                 raise batch
             yield batch
