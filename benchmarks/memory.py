@@ -37,7 +37,7 @@ from feature_extractors.memory_bank.training_patches import PatchCollector, Trai
 from feature_extractors.networks import load_networks
 from feature_extractors.settings import Settings
 from m3dm_runner import DTYPES
-from models.uff.feature_store import paired_rgb
+from models.uff.pairing import paired_rgb
 from utils.resources import Stopwatch, peak_memory_mb
 from utils.structures import Modality, Patches
 

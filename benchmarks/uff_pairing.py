@@ -37,7 +37,7 @@ from feature_extractors.settings import Settings
 from m3dm_runner import open_store
 from models.uff.block import FusionBlock, load_fusion_block, random_fusion_block
 from models.uff.engine import evaluate_retrieval
-from models.uff.pairs import PairsDataset, open_folder, split_files
+from models.uff.pairs import open_folder, read_pairs, split_files
 from utils.demo_data import DemoSettings, write_demo_data
 from utils.devices import choose_device
 from utils.metrics import Predictions, measure
@@ -110,10 +110,10 @@ def _extract(root: Path, extractor: Extractor, options: Options) -> tuple[Extrac
 def _save_features(
     folder: Path, train: Extracted, settings: Settings, sources: dict[str, str], options: Options
 ) -> None:
-    store = open_store(folder, settings, sources)
-    for i, (_, patches) in enumerate(train):
-        store.save(options.class_name, i, patches)
-    store.finish_class(options.class_name, len(train))
+    with open_store(folder, settings, sources, "benchmark") as store:
+        for i, (_, patches) in enumerate(train):
+            store.save(options.class_name, i, patches)
+        store.complete_class(options.class_name, len(train))
 
 
 def _blocks(work: Path, features: Path, options: Options) -> dict[str, FusionBlock]:
@@ -140,7 +140,7 @@ def _retrieval_row(blocks: dict[str, FusionBlock], features: Path, options: Opti
     """Top-1 retrieval on the samples that the training held out."""
     folder = open_folder(features)
     held_out = split_files(folder.files, options.holdout, options.seed)[1]
-    pairs = PairsDataset(folder, held_out, "colocated")
+    pairs = [read_pairs(file, folder, "colocated") for file in held_out]
     found = {name: evaluate_retrieval(block, pairs) for name, block in blocks.items()}
     chance = next(result.chance for result in found.values() if result is not None)
     values = {name: result and result.accuracy for name, result in found.items()}
