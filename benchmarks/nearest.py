@@ -73,8 +73,8 @@ FEATURES = {"gaussian": _gaussian, "clusters": _clusters, "on a surface": _on_a_
 
 
 def _nearest_patches(patches: Patches, bank: BankIndex) -> tuple[torch.Tensor, torch.Tensor]:
-    distance, index = nearest_rows(patches.rows, bank)
-    return distance[patches.index], index[patches.index]
+    distance, nearest = nearest_rows(patches.rows, bank)
+    return distance[patches.row_of_patch], nearest[patches.row_of_patch]
 
 
 def _exactness(result: Comparison) -> str:
