@@ -85,9 +85,10 @@ def run(options: Options | None = None) -> list[dict[str, Any]]:
         _save_features(features, train, model, options)
         blocks = _blocks(work, features, options)
         rows = [_disk_row(features, len(train)), _retrieval_row(blocks, features, options)]
-    for method in METHODS:
-        changed = dataclasses.replace(settings, method_name=method)
-        rows += _metric_rows(method, {name: _measured(changed, b, train, test) for name, b in blocks.items()})
+        for method in METHODS:
+            changed = dataclasses.replace(settings, method_name=method)
+            found = {name: _measured(changed, block, train, test) for name, block in blocks.items()}
+            rows += _metric_rows(method, found)
     data = "demo data" if options.dataset_path is None else "given data"
     size = f"{options.class_name} ({data}), {len(train)} train, {len(test)} test, {options.max_steps} steps"
     return [table_row(size=size, **row) for row in rows]
