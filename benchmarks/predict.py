@@ -54,15 +54,12 @@ class BareBackbones:
         self.prepare = networks.xyz.prepare
         self.device, self.image_size = model.device, model.settings.img_size
 
-    def inputs(self, part: SampleFiles) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def inputs(self, part: SampleFiles) -> tuple[torch.Tensor, ...]:
         """Image (1, 3, S, S), groups (1, G, M, 3) and centres (1, G, 3) of a part."""
         sample = load_sample(part.rgb, part.xyz, self.image_size)
         groups = self.prepare(sample).geometry.groups
-        image, *cloud = (
-            torch.from_numpy(array)[None].to(self.device)
-            for array in (sample.image, groups.groups, groups.centers)
-        )
-        return image, cloud[0], cloud[1]
+        arrays = (sample.image, groups.groups, groups.centers)
+        return tuple(torch.from_numpy(array)[None].to(self.device) for array in arrays)
 
     @torch.inference_mode()
     def forward(self, image: torch.Tensor, groups: torch.Tensor, centers: torch.Tensor) -> None:
