@@ -11,6 +11,7 @@ from models.backbones import RgbBackbone
 from models.checkpoints import (
     CheckpointError,
     check_shapes,
+    decoded,
     load_complete,
     read_numpy_shapes,
     read_torch_file,
