@@ -37,7 +37,7 @@ from m3dm_runner import M3DM
 from models.uff.block import FusionBlock, load_fusion_block, random_fusion_block
 from models.uff.engine import evaluate_retrieval
 from models.uff.feature_store import FeatureStoreWriter
-from models.uff.pairs import open_folder, split_files
+from models.uff.pairs import open_folder, read_pairs, split_files
 from utils.demo_data import DemoSettings, write_demo_data
 from utils.devices import choose_device
 from utils.metrics import Predictions, measure
