@@ -120,7 +120,7 @@ def test_a_tie_between_two_float16_numbers_goes_to_the_even_one():
     assert greedy._half(np.float32(1 + 3 * 2**-11)) == np.float32(1 + 2**-9)
 
 
-@pytest.mark.gpu
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_cuda_chooses_as_the_cpu_does(dtype):
     rows = _clusters(20000, 130)

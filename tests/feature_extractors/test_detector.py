@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from feature_extractors.detector import Detector, fit_banks, fit_decision
-from feature_extractors.memory_bank.training_patches import TrainingPatches
+from feature_extractors.memory_bank.bank import fit_memory_bank
+from feature_extractors.memory_bank.training_patches import NO_STANDARDIZATION, TrainingPatches
 from feature_extractors.methods import METHODS
 from feature_extractors.quirks import Quirks
 from feature_extractors.settings import Settings
@@ -66,11 +67,25 @@ def test_each_coreset_size_may_count_its_own_rows():
     assert sizes == {"of_first_bank": [627, 62], "each": [627, 156]}
 
 
-def test_three_banks_append_one_zero_row_to_xyz_and_drop_rows_with_zeros():
+def test_three_banks_append_one_zero_row_to_xyz():
     keep = _fit(_random_samples(2), "DINO+Point_MAE+Fusion", quirks=Quirks(zero_rows="keep"))
     released = _fit(_random_samples(2), "DINO+Point_MAE+Fusion")
     assert len(released.banks["xyz"].rows) == len(keep.banks["xyz"].rows) + 1
     assert not released.banks["xyz"].rows[-1].any()
+
+
+@pytest.mark.parametrize("f_coreset", [0.5, 1.0])
+def test_a_zero_row_takes_the_place_of_rows_that_hold_an_exact_zero(f_coreset):
+    rows = 1 + torch.rand(60, 8, generator=torch.Generator().manual_seed(0))
+    rows[::3, 2] = 0
+    training = TrainingPatches.collect([Patches(rows, torch.arange(64).clamp(max=59), 8)])
+    settings = Settings(f_coreset=f_coreset)
+    bank = fit_memory_bank(
+        training, NO_STANDARDIZATION, settings, coreset_rows=60, zero_row=True, random_state=0
+    )
+    assert (bank.rows[:-1] != 0).all()
+    assert not bank.rows[-1].any()
+    assert f_coreset < 1 or len(bank.rows) == 64 - 20 + 1
 
 
 def test_rm_zero_for_project_drops_empty_patches_before_the_coreset():

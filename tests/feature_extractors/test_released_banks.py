@@ -16,7 +16,6 @@ from feature_extractors.detector import Detector, fit_banks, fit_decision
 from feature_extractors.memory_bank.coreset import greedy_coreset, sparse_projection
 from feature_extractors.memory_bank.training_patches import NO_STANDARDIZATION, TrainingPatches
 from feature_extractors.settings import Settings
-from models.uff.feature_store import paired_rgb
 from tests.reference.banks import CASES, NUM_TRAIN, SMALL_SIDE, Case, fused, plain_run, small_samples
 from utils.structures import Patches, Score
 
@@ -169,9 +168,3 @@ class TestLarge:
             rows = (rows - rows.mean()) / rows.std()
         projected = sparse_projection(rows, NO_STANDARDIZATION, n_samples=len(rows), eps=0.9, random_state=7)
         np.testing.assert_array_equal(greedy_coreset(projected, int(0.1 * len(rows))).numpy(), golden)
-
-
-def test_fused_patches_of_the_plain_version_are_paired_as_ours():
-    rgb = torch.arange(16.0)[:, None]
-    found = fused(torch.zeros(64, 1), rgb, 1)[:, 1]
-    assert torch.equal(found, rgb[paired_rgb("colocated", 4, 8), 0])
