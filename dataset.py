@@ -6,41 +6,29 @@ The layout of MVTec 3D-AD, and of Eyecandies after its preprocessing:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from utils.image_files import SampleFileError, foreign_images, image_shape, read_mask, read_rgb, read_xyz
+from utils.plausibility import guess_unit, looks_raw, measured_points, silhouette_disagreement
 from utils.preprocess.eyecandies import EYECANDIES_CLASSES
-from utils.structures import Sample
+from utils.structures import Sample, SampleFiles
 
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 GOOD = "good"
+LOOKED_AT = 5  # samples of a class, before the work
 FARTHEST_M = 1e4  # what a sensor of parts can't have measured; float32 squares of more overflow at 1e19
 Picture = Path | str | np.ndarray  # a file, or what it would hold
 
 
 class DatasetError(ValueError):
     """The data set on disk is not what the README describes; the message names the folder and the remedy."""
-
-
-@dataclass(frozen=True)
-class SampleFiles:
-    """The files of one sample, and its ground truth, which only evaluation looks at.
-
-    mask is None for good samples, whatever lies in their gt folder; label 1 = anomalous; path is that of the rgb
-    file relative to the class folder, '/'-separated.
-    """
-
-    rgb: Path
-    xyz: Path
-    mask: Path | None
-    label: int
-    path: str
 
 
 def mvtec_samples(class_folder: Path, split: str) -> list[SampleFiles]:
@@ -129,6 +117,53 @@ def load_sample(rgb: Picture, xyz: Picture, image_size: int) -> Sample:
     return Sample(normalised_image(image, image_size), points, pixel_index, tuple(remarks))
 
 
+def check_plausible(samples: Sequence[SampleFiles]) -> list[str]:
+    """Look at a few samples of a class before the work on it; returns what is odd about them.
+
+    Raises DatasetError when they are in millimetres, or look as if they had not been preprocessed: all scores would be
+    wrong, and look right. What can't be read is left to the run, which reports it.
+    """
+    step = max(1, len(samples) // LOOKED_AT)
+    views = [view for files in samples[::step] if (view := _readable(files)) is not None]
+    if not views:
+        return []
+    folder = samples[0].rgb.parents[3]
+    if guess_unit(cloud for _, _, cloud in views) == "mm":
+        raise DatasetError(
+            f"{folder}: its points are in millimetres, metres are expected; preprocess the raw data with --unit mm"
+        )
+    raw = [(path, reason) for path, _, cloud in views if (reason := looks_raw(cloud)) is not None]
+    if len(raw) > len(views) / 2:
+        raise DatasetError(
+            f"{folder}: does not look preprocessed ({raw[0][0]}: {raw[0][1]}); run utils/preprocessing.py on the data "
+            "set, or add --unchecked if the clouds show nothing but the part"
+        )
+    odd = [(path, text) for path, rgb, cloud in views if (text := silhouette_disagreement(rgb, cloud))]
+    return [f"{path}: {text}" for path, text in odd]
+
+
+class Pair(NamedTuple):
+    """The image and the cloud of one part, files or arrays."""
+
+    rgb: Picture
+    xyz: Picture
+
+
+def as_parts(samples: Iterable[Any]) -> list[Any]:
+    """The samples as objects with `rgb` and `xyz`; plain pairs become such."""
+    return [sample if hasattr(sample, "rgb") else Pair(*sample) for sample in samples]
+
+
+def part_names(parts: Sequence[Any]) -> list[str]:
+    """What each part is called in reports: its `path`, or its image's, or its number."""
+    return [getattr(part, "path", None) or _part_name(i, part.rgb) for i, part in enumerate(parts)]
+
+
+def load_part(part: Any, image_size: int) -> Sample:
+    """`load_sample` of an object with `rgb` and `xyz`."""
+    return load_sample(part.rgb, part.xyz, image_size)
+
+
 def normalised_image(rgb: np.ndarray, image_size: int) -> np.ndarray:
     """(H, W, 3) uint8 -> (3, S, S) float32: PIL's antialiased bicubic resize, ImageNet's mean and std."""
     resized = Image.fromarray(rgb).resize((image_size, image_size), Image.Resampling.BICUBIC)
@@ -149,11 +184,13 @@ def existing_points(xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(flat[pixel_index]), pixel_index
 
 
-def stored_mask(files: SampleFiles) -> np.ndarray:
-    """The sample's ground truth at its stored size, (H, W) bool; all False for good samples.
+def stored_mask(files: SampleFiles) -> np.ndarray | None:
+    """The sample's ground truth at its stored size, (H, W) bool; all False for good samples, None where unknown.
 
     Raises SampleFileError when its size is not that of the image.
     """
+    if files.mask is None and files.label != 0:
+        return None
     shape = image_shape(files.rgb)
     if files.mask is None:
         return np.zeros(shape, dtype=bool)
@@ -165,31 +202,48 @@ def stored_mask(files: SampleFiles) -> np.ndarray:
     return mask > 0
 
 
-def resized_mask(files: SampleFiles, image_size: int) -> np.ndarray:
-    """The sample's ground truth as the model's maps are, (S, S) bool, nearest. Raises SampleFileError."""
-    mask = Image.fromarray(stored_mask(files).astype(np.uint8))
+def resized_mask(files: SampleFiles, image_size: int) -> np.ndarray | None:
+    """The sample's ground truth as the model's maps are, (S, S) bool, nearest; None where unknown.
+
+    Raises SampleFileError.
+    """
+    stored = stored_mask(files)
+    if stored is None:
+        return None
+    mask = Image.fromarray(stored.astype(np.uint8))
     return np.asarray(mask.resize((image_size, image_size), Image.Resampling.NEAREST)) > 0
 
 
+def _readable(files: SampleFiles) -> tuple[str, np.ndarray, np.ndarray] | None:
+    """Path, image and cloud; None where they can't be used, or the cloud has no point."""
+    try:
+        rgb, cloud = read_rgb(files.rgb), read_xyz(files.xyz)
+    except SampleFileError:
+        return None
+    usable = rgb.shape == cloud.shape and measured_points(cloud).any()
+    return (files.path, rgb, cloud) if usable else None
+
+
+def _part_name(number: int, rgb: Picture) -> str:
+    return f"sample {number}" if isinstance(rgb, np.ndarray) else str(rgb)
+
+
 def _kind_samples(class_folder: Path, folder: Path) -> list[SampleFiles]:
-    good = folder.name == GOOD
-    rgb, xyz = _by_stem(folder / "rgb", ".png"), _by_stem(folder / "xyz", ".tiff")
-    _check_pairs(folder, {"rgb": rgb, "xyz": xyz} if good else {"rgb": rgb, "xyz": xyz, "gt": _masks(folder)})
-    masks = {} if good else _masks(folder)
+    good, has_truth = folder.name == GOOD, (folder / "gt").is_dir()
+    files = {"rgb": _by_stem(folder / "rgb", ".png"), "xyz": _by_stem(folder / "xyz", ".tiff")}
+    masks = _by_stem(folder / "gt", ".png") if has_truth and not good else {}
+    _check_pairs(folder, files if good or not has_truth else {**files, "gt": masks})
+    label = 0 if good else 1 if has_truth else None
     return [
         SampleFiles(
-            rgb=rgb[stem],
-            xyz=xyz[stem],
+            rgb=files["rgb"][stem],
+            xyz=files["xyz"][stem],
             mask=masks.get(stem),
-            label=0 if good else 1,
-            path=rgb[stem].relative_to(class_folder).as_posix(),
+            label=label,
+            path=files["rgb"][stem].relative_to(class_folder).as_posix(),
         )
-        for stem in sorted(rgb)
+        for stem in sorted(files["rgb"])
     ]
-
-
-def _masks(folder: Path) -> dict[str, Path]:
-    return _by_stem(folder / "gt", ".png")
 
 
 def _by_stem(folder: Path, suffix: str) -> dict[str, Path]:

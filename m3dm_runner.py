@@ -9,19 +9,31 @@ model.save("bagel.m3dm")
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
-from dataset import DatasetError, Picture, SampleFiles, list_samples, load_sample, resized_mask, stored_mask
+from dataset import (
+    DatasetError,
+    Pair,
+    Picture,
+    as_parts,
+    list_samples,
+    load_part,
+    part_names,
+    resized_mask,
+    stored_mask,
+)
+from feature_extractors.calibration import MAX, Calibration, ThresholdRule
 from feature_extractors.detector import Detector, fit_banks, fit_decision
 from feature_extractors.detector_file import (
     DetectorFileError,
+    Header,
     RowsDtype,
     read_detector,
     read_header,
@@ -38,7 +50,7 @@ from utils.metrics import Predictions
 from utils.observer import Observer
 from utils.pictures import resize_map, write_map, write_picture
 from utils.reporting import versions
-from utils.structures import Modality, Patches, Sample, Score
+from utils.structures import Modality, Patches, Sample, SampleFiles, Score
 
 __all__ = ["M3DM", "EvaluatedClass", "NotFittedError", "Settings", "evaluate"]
 
@@ -50,13 +62,6 @@ class NotFittedError(RuntimeError):
     """A score was asked of a model that has seen no good part yet."""
 
 
-class Pair(NamedTuple):
-    """The image and the cloud of one part, files or arrays; see dataset.load_sample."""
-
-    rgb: Picture
-    xyz: Picture
-
-
 class M3DM:
     """One of the methods, with its networks: fit on good parts, then predict others.
 
@@ -65,8 +70,10 @@ class M3DM:
     cuda:I. batch_size, num_workers: samples a forward pass and loader processes; no result depends on them. observer:
     is told of stages, progress and odd samples.
 
-    After `fit` or `load`, attributes ending in _ are there: detector_ (banks and decision) and counts_ (training
-    samples, rows of each bank). Raises ValueError or CheckpointError for what is wrong with the arguments.
+    After `fit` or `load`, attributes ending in _ are there: detector_ (banks and decision), counts_ (training
+    samples, rows of each bank), calibration_ (thresholds; None before `calibrate`), preprocessing_ (how the data that
+    it was fitted on were preprocessed; None where unknown). Raises ValueError or CheckpointError for what is wrong with
+    the arguments.
     """
 
     def __init__(
@@ -91,7 +98,7 @@ class M3DM:
         networks = load_networks(self.settings, weights, self.device)
         self.weights = networks.origins
         self._extractor = Extractor(self.settings, networks, self.device)
-        self._load = partial(_load_item, image_size=self.settings.img_size)
+        self._load = partial(load_part, image_size=self.settings.img_size)
 
     def fit(self, samples: str | Path | Iterable[tuple[Picture, Picture]]) -> M3DM:
         """Fill the banks and fit the decision on good parts; returns self.
@@ -103,7 +110,7 @@ class M3DM:
         if isinstance(samples, (str, Path)):
             items: Sequence[Any] = list_samples(Path(samples), "train")
         else:
-            items = [Pair(*pair) for pair in samples]
+            items = as_parts(samples)
         items = items[: self.settings.sample_limit]
         return self.fit_patches(self.extract_all(items, "train"), expected=len(items))
 
@@ -118,6 +125,18 @@ class M3DM:
         self.detector_ = Detector(banks, decision)
         rows = {f"{name}_bank_rows": len(bank.rows) for name, bank in banks.items()}
         self.counts_ = {"train": count, **rows}
+        self.calibration_: Calibration | None = None
+        self.preprocessing_: dict[str, Any] | None = None
+        return self
+
+    def calibrate(self, samples: Iterable[Any], rule: str = MAX, origin: str = "held-out parts") -> M3DM:
+        """Set the thresholds by good parts that did not feed the banks; returns self.
+
+        samples: as for `predict_all`; rule: as --threshold_rule. Raises ValueError when none can be scored.
+        """
+        items = as_parts(samples)
+        scores = [score for score in self.predict_all(items, origin) if score is not None]
+        self.calibration_ = Calibration.of(scores, ThresholdRule(rule), origin)
         return self
 
     def predict(self, rgb: Picture, xyz: Picture) -> Score:
@@ -141,10 +160,14 @@ class M3DM:
 
         samples: SampleFiles, or pairs of image and cloud.
         """
-        return self._pipeline().run(samples, _names(samples), dict, self.observer, title)
+        items = as_parts(samples)
+        return self._pipeline().run(items, part_names(items), dict, self.observer, title)
 
-    def predict_all(self, samples: Sequence[Any], title: str = "") -> Iterator[Score | None]:
-        """The scores of many parts, as `extract_all` gives their patches."""
+    def predict_all(
+        self, samples: Iterable[Any], title: str = "", load: Callable[[Any], Sample] | None = None
+    ) -> Iterator[Score | None]:
+        """The scores of many parts, as `extract_all` gives their patches; `load` reads them in another way."""
+        items = as_parts(samples)
         detector = self._fitted()
 
         def finite_score(patches: Mapping[Modality, Patches]) -> Score:
@@ -153,19 +176,20 @@ class M3DM:
                 raise ValueError(f"its score is {score.image}")
             return score
 
-        return self._pipeline().run(samples, _names(samples), finite_score, self.observer, title)
+        return self._pipeline(load).run(items, part_names(items), finite_score, self.observer, title)
 
     def save(self, path: str | Path, dtype: RowsDtype = "float32") -> None:
         """Write the fitted detector to one file, without the networks; `dtype` of the bank rows."""
-        write_detector(
-            Path(path),
-            self._fitted(),
-            self.settings,
+        detector = self._fitted()
+        header = Header(
+            settings=self.settings.as_dict(),
             weights=self.weights,
             versions=versions(),
             counts=self.counts_,
-            dtype=dtype,
+            calibration=self.calibration_.as_dict() if self.calibration_ else None,
+            preprocessing=self.preprocessing_,
         )
+        write_detector(Path(path), detector, header, dtype)
 
     @classmethod
     def load(cls, path: str | Path, **how: Any) -> M3DM:
@@ -185,6 +209,8 @@ class M3DM:
         _check_same("settings", settings.as_dict(), self.settings.as_dict(), path)
         _check_same("weights", header.weights, self.weights, path)
         self.detector_, self.counts_ = detector, dict(header.counts)
+        self.calibration_ = Calibration.from_dict(header.calibration) if header.calibration else None
+        self.preprocessing_ = header.preprocessing
         return self
 
     def _fitted(self) -> Detector:
@@ -193,8 +219,10 @@ class M3DM:
             raise NotFittedError("this M3DM is not fitted: call fit on good parts, or load a saved detector")
         return detector
 
-    def _pipeline(self) -> Pipeline:
-        return Pipeline(self._extractor, self._load, batch_size=self.batch_size, num_workers=self.num_workers)
+    def _pipeline(self, load: Callable[[Any], Sample] | None = None) -> Pipeline:
+        return Pipeline(
+            self._extractor, load or self._load, batch_size=self.batch_size, num_workers=self.num_workers
+        )
 
     def _collected(
         self, patches: Iterable[Mapping[Modality, Patches] | None], expected: int
@@ -215,14 +243,19 @@ class M3DM:
 
 @dataclass(frozen=True)
 class EvaluatedClass:
-    """The test samples of a class that could be scored, in order, with what was predicted for them."""
+    """The test samples of a class that could be scored, in order, with their scores; maps (n, S, S).
+
+    predictions: those of the samples whose label is known, beside their ground truth.
+    """
 
     files: list[SampleFiles]
+    scores: np.ndarray
+    maps: np.ndarray
     predictions: Predictions
 
-    def rows(self) -> list[tuple[str, int, float]]:
-        """Path, label and score of each sample."""
-        scores = self.predictions.scores.tolist()
+    def rows(self) -> list[tuple[str, int | None, float]]:
+        """Path, label and score of each sample; label None where it is not known."""
+        scores = self.scores.tolist()
         return [(files.path, files.label, score) for files, score in zip(self.files, scores, strict=True)]
 
 
@@ -231,7 +264,9 @@ def evaluate(model: M3DM, samples: Sequence[SampleFiles], title: str = "test") -
 
     Samples that can't be used are left out, and the model's observer is told. Raises DatasetError when none is left.
     """
-    kept, scores, masks = [], [], []
+    kept: list[SampleFiles] = []
+    scores: list[Score] = []
+    masks: list[np.ndarray | None] = []
     with model.observer.stage("predict"):
         for files, score in zip(samples, model.predict_all(samples, title), strict=True):
             if score is None:
@@ -246,40 +281,35 @@ def evaluate(model: M3DM, samples: Sequence[SampleFiles], title: str = "test") -
             masks.append(mask)
     if not kept:
         raise DatasetError("no test sample can be used")
-    predictions = Predictions(
-        labels=np.array([files.label for files in kept]),
-        scores=np.array([score.image for score in scores]),
-        masks=np.stack(masks),
-        maps=np.stack([score.map for score in scores]),
+    images, maps = np.array([score.image for score in scores]), np.stack([score.map for score in scores])
+    return EvaluatedClass(kept, images, maps, _predictions(kept, images, maps, masks))
+
+
+def _predictions(
+    files: list[SampleFiles], scores: np.ndarray, maps: np.ndarray, masks: list[np.ndarray | None]
+) -> Predictions:
+    """Those of the samples whose label is known; without pixel truth where one of them has none."""
+    known = [i for i, of_sample in enumerate(files) if of_sample.label is not None]
+    found = [mask for i in known if (mask := masks[i]) is not None]
+    return Predictions(
+        labels=np.array([files[i].label for i in known], dtype=int),
+        scores=scores[known],
+        masks=np.array(found, dtype=bool).reshape(maps[known].shape) if len(found) == len(known) else None,
+        maps=maps[known],
     )
-    return EvaluatedClass(kept, predictions)
 
 
 def save_predictions(folder: Path, evaluated: EvaluatedClass) -> None:
     """Per test sample a picture `<defect>/<stem>.png`, and the float32 map at the stored image's size,
     `test/<defect>/<stem>.tiff`.
     """
-    maps = evaluated.predictions.maps
-    low, high = (float(limit) for limit in np.percentile(maps, PICTURE_RANGE))
-    for files, anomaly_map in zip(evaluated.files, maps, strict=True):
+    low, high = (float(limit) for limit in np.percentile(evaluated.maps, PICTURE_RANGE))
+    for files, anomaly_map in zip(evaluated.files, evaluated.maps, strict=True):
         image = read_rgb(files.rgb)
         resized = resize_map(anomaly_map, (image.shape[0], image.shape[1]))
         defect, stem = files.rgb.parents[1].name, files.rgb.stem
         write_map(folder / "test" / defect / f"{stem}.tiff", resized)
         write_picture(folder / defect / f"{stem}.png", image, stored_mask(files), resized, (low, high))
-
-
-def _load_item(item: Any, image_size: int) -> Sample:
-    return load_sample(item.rgb, item.xyz, image_size)
-
-
-def _names(samples: Sequence[Any]) -> list[str]:
-    """What each sample is called in reports: its path, or its number."""
-    return [item.path if isinstance(item, SampleFiles) else _name(i, item) for i, item in enumerate(samples)]
-
-
-def _name(number: int, pair: tuple[Picture, Picture]) -> str:
-    return f"sample {number}" if isinstance(pair[0], np.ndarray) else str(pair[0])
 
 
 def _check_same(what: str, fitted: dict[str, Any], given: dict[str, Any], path: str | Path) -> None:

@@ -10,13 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dataset import DATASETS, SampleFiles, find_classes, list_samples
+import numpy as np
+
+from dataset import DATASETS, SampleFiles, check_plausible, find_classes, list_samples
+from feature_extractors.calibration import MAX, RULE_HELP, ThresholdRule
 from feature_extractors.methods import METHODS
 from feature_extractors.quirks import PROTOCOLS, Quirks, quirk_values
 from feature_extractors.settings import LAMBDAS, Settings
 from models.backbones import RGB_BACKBONES, XYZ_BACKBONES
 from utils.files import alone_with
-from utils.flags import HelpFormatter, finite_float, natural, positive, positive_float, seed
+from utils.flags import HelpFormatter, finite_float, natural, natural_float, positive, positive_float, seed
+from utils.preprocess.record import read_record
 from utils.reporting import (
     append_tables,
     check_writable,
@@ -40,6 +44,7 @@ INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 MOST_WORKERS = 4  # one or two already keep up with the networks
 SHOWN_REASONS = 3  # of left-out samples, in an error
 DETECTOR_SUFFIX = ".m3dm"
+UNKNOWN = "unknown"  # a test kind of parts that nobody has judged
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -69,6 +74,16 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     add("--dataset_path", default="datasets/mvtec3d", type=Path, help="the preprocessed data set")
     add("--class_name", nargs="+", metavar="NAME", help="classes to run (default: those that are there)")
+    add(
+        "--label_by_folder",
+        action="store_true",
+        help="test kinds without gt/ are defects all the same (but for unknown): image metrics, no pixel metrics",
+    )
+    add(
+        "--unchecked",
+        action="store_true",
+        help="take data that look raw, or are in millimetres, all the same",
+    )
     add("--max_sample", type=positive, help="training samples a class at most")
     add(
         "--img_size",
@@ -119,10 +134,25 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--protocol", default="ours", choices=list(PROTOCOLS), help="preset of the quirks (docs/quirks.md)")
     add("--quirk", nargs="+", default=[], metavar="NAME=VALUE", help=f"single quirks: {_quirk_help()}")
 
+    _add_output_flags(parser)
+    _add_machine_flags(parser)
+    return parser
+
+
+def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("output").add_argument
     add("--results_dir", default="results", type=Path, help="where tables, scores and pictures go")
     add("--save_feature_path", default="datasets/patch_lib", type=Path, help="where --save_feature writes")
     add("--save_detector", type=Path, metavar="DIR", help="also write each class's fitted detector there")
+    add(
+        "--holdout",
+        default=0.0,
+        type=natural_float,
+        metavar="SHARE",
+        help="with --save_detector: share of the training samples that is held out for its threshold, drawn by --seed "
+        "(default: validation/good is used, where there is one)",
+    )
+    add("--threshold_rule", default=MAX, type=threshold_rule, help=f"of the held-out scores: {RULE_HELP}")
     add(
         "--load_detector",
         type=Path,
@@ -130,6 +160,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="evaluate the detectors saved there, without fitting",
     )
 
+
+def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", help="auto, cpu, cuda or cuda:I; auto takes the GPU if there is one")
     add(
@@ -150,8 +182,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="of training features (default: float32 in memory, float16 on disk)",
     )
     add("--precision", choices=["float32", "bf16"], help="arithmetic of the networks; bf16 shifts scores")
-    add("--seed", type=seed, help="of random weights and of live DropPath; nothing else is random by it")
-    return parser
+    add("--seed", type=seed, help="of random weights, of live DropPath and of --holdout")
 
 
 def find_contradiction(args: argparse.Namespace) -> str | None:
@@ -173,6 +204,10 @@ def find_contradiction(args: argparse.Namespace) -> str | None:
         (
             args.save_feature and spec.backbones != {"rgb", "xyz"},
             "--save_feature needs both modalities; use --method_name DINO+Point_MAE",
+        ),
+        (
+            args.holdout >= 1 or (args.holdout > 0 and args.save_detector is None),
+            f"--holdout {args.holdout}: must be a share below 1, and goes with --save_detector",
         ),
         (
             args.load_detector is not None and (args.save_feature or args.save_detector is not None),
@@ -322,17 +357,47 @@ def _evaluated(
     if args.load_detector is not None:
         model.restore(_detector_path(args.load_detector, name))
     else:
-        training = samples["train"][: model.settings.sample_limit]
+        training, held_out = held_out_apart(samples["train"], args.holdout, args.seed)
+        training = training[: model.settings.sample_limit]
         patches = model.extract_all(training, f"{name} train")
         model.fit_patches(saving(store, name, patches) if store else patches, expected=len(training))
-    if args.save_detector is not None:
-        model.save(_detector_path(args.save_detector, name))
+        if args.save_detector is not None:
+            _save_detector(model, held_out or samples["validation"], name, args)
     evaluated = evaluate(model, samples["test"], f"{name} test")
     with report.stage("metrics"):
         report.metrics = measure(evaluated.predictions)
     labels = evaluated.predictions.labels
-    report.counts = {**model.counts_, "test": len(labels), "test_anomalous": int(labels.sum())}
+    counts = {"test": len(evaluated.files), "test_anomalous": int(labels.sum())}
+    unlabelled = len(evaluated.files) - len(labels)
+    report.counts = {**model.counts_, **counts, **({"test_unlabelled": unlabelled} if unlabelled else {})}
     return evaluated
+
+
+def held_out_apart(
+    samples: list[SampleFiles], share: float, seed: int
+) -> tuple[list[SampleFiles], list[SampleFiles]]:
+    """The training samples without a share of them, drawn by `seed`, and that share."""
+    count = max(1, round(share * len(samples))) if share > 0 else 0
+    chosen = set(np.random.default_rng(seed).permutation(len(samples))[:count].tolist())
+    return (
+        [sample for i, sample in enumerate(samples) if i not in chosen],
+        [sample for i, sample in enumerate(samples) if i in chosen],
+    )
+
+
+def _save_detector(model: M3DM, held_out: list[SampleFiles], name: str, args: argparse.Namespace) -> None:
+    """Save the fitted model, with thresholds where there are good parts to take them from."""
+    if held_out:
+        origin = "held-out training parts" if args.holdout else "validation/good"
+        with model.observer.stage("calibrate"):
+            model.calibrate(held_out, args.threshold_rule, origin)
+        warning = model.calibration_ and model.calibration_.warning()
+    else:
+        warning = "no validation/good and no --holdout: the saved detector has no threshold, only scores"
+    if warning:
+        print(f"warning: {name}: {warning}", file=sys.stderr)
+    model.preprocessing_ = read_record(args.dataset_path)[0] or None
+    model.save(_detector_path(args.save_detector, name))
 
 
 def _find_samples(args: argparse.Namespace) -> Samples:
@@ -342,13 +407,24 @@ def _find_samples(args: argparse.Namespace) -> Samples:
     absent = [name for name in dataset.classes if name not in classes] if args.class_name is None else []
     if absent:
         print(f"not in {args.dataset_path}, left out: {', '.join(absent)}")
-    return {
-        name: {
-            split: list_samples(args.dataset_path / name, split, dataset.find_samples)
-            for split in ("train", "test")
-        }
-        for name in classes
-    }
+    found = {}
+    for name in classes:
+        folder = args.dataset_path / name
+        train, test = (list_samples(folder, split, dataset.find_samples) for split in ("train", "test"))
+        validation = dataset.find_samples(folder, "validation")
+        if args.label_by_folder:
+            test = [_labelled_by_folder(sample) for sample in test]
+        if not args.unchecked:
+            for remark in check_plausible(train):
+                print(f"warning: {name}: {remark}", file=sys.stderr)
+        found[name] = {"train": train, "validation": validation, "test": test}
+    return found
+
+
+def _labelled_by_folder(sample: SampleFiles) -> SampleFiles:
+    if sample.label is not None or sample.rgb.parents[1].name == UNKNOWN:
+        return sample
+    return dataclasses.replace(sample, label=1)
 
 
 def _header(args: argparse.Namespace, model: M3DM) -> dict[str, Any]:
@@ -365,6 +441,9 @@ def _header(args: argparse.Namespace, model: M3DM) -> dict[str, Any]:
         "device": str(model.device),
         "save_preds": args.save_preds,
         "save_feature_path": str(args.save_feature_path) if args.save_feature else None,
+        "label_by_folder": args.label_by_folder,
+        "holdout": args.holdout,
+        "threshold_rule": args.threshold_rule,
         "save_detector": str(args.save_detector) if args.save_detector else None,
         "load_detector": str(args.load_detector) if args.load_detector else None,
         "versions": versions(),
@@ -400,6 +479,14 @@ def _quirks_from_args(args: argparse.Namespace) -> Quirks:
     if args.coreset_dtype is not None:
         changes["coreset_dtype"] = args.coreset_dtype
     return PROTOCOLS[args.protocol].replace(changes)
+
+
+def threshold_rule(text: str) -> str:
+    """A value of --threshold_rule."""
+    try:
+        return ThresholdRule(text).text
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _summaries(rows: Mapping[str, Any]) -> str:

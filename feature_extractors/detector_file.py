@@ -40,38 +40,33 @@ class DetectorFileError(ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """What a detector was fitted with: all settings, where the weights came from, versions, counts of samples."""
+    """What a detector was fitted with.
+
+    All settings, where the weights came from, versions, counts of samples; its calibration, where good parts were held
+    out for one; how its data set was preprocessed, where that is recorded.
+    """
 
     settings: dict[str, Any]
     weights: dict[str, str]
     versions: dict[str, str]
     counts: dict[str, int]
-    tensors_sha256: str
+    calibration: dict[str, Any] | None = None
+    preprocessing: dict[str, Any] | None = None
+    tensors_sha256: str = ""
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 
 
-def write_detector(
-    path: Path,
-    detector: Detector,
-    settings: Settings,
-    *,
-    weights: Mapping[str, str],
-    versions: Mapping[str, str],
-    counts: Mapping[str, int],
-    dtype: RowsDtype = "float32",
-) -> None:
-    """Write a detector atomically.
+def write_detector(path: Path, detector: Detector, header: Header, dtype: RowsDtype = "float32") -> None:
+    """Write a detector atomically, the checksum of its tensors in the header.
 
     `dtype` "float32" keeps the bank rows as they are (FPFH's are float64), "float16" rounds them. Raises ValueError
     for rows that do not fit float16.
     """
     tensors = _tensors(detector, dtype)
-    header = Header(
-        settings.as_dict(), dict(weights), dict(versions), dict(counts), tensors_sha256=_checksum(tensors)
-    )
+    values = {**asdict(header), "tensors_sha256": _checksum(tensors)}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {METADATA_KEY: json.dumps(asdict(header), allow_nan=False)})
+        save_file(tensors, temporary, {METADATA_KEY: json.dumps(values, allow_nan=False)})
 
 
 def read_header(path: Path) -> tuple[Header, Settings]:

@@ -35,7 +35,7 @@ class RgbBackbone:
     builder: str
     dim: int
     stride: int = 8
-    prefix_tokens: int = 1
+    prefix_tokens: int = 0
     variant: str = ""
     download: Download | None = None
 
@@ -121,6 +121,7 @@ RGB_BACKBONES = {
     "vit_base_patch8_224_dino": RgbBackbone(
         VIT,
         768,
+        prefix_tokens=1,
         variant="vit_base_patch8_224.dino",
         download=Download("dino_vitbase8_pretrain.pth", "ViT-B/8 DINO"),
     ),
@@ -128,6 +129,7 @@ RGB_BACKBONES = {
     "vit_base_patch8_224": RgbBackbone(
         VIT,
         768,
+        prefix_tokens=1,
         variant="vit_base_patch8_224.augreg_in21k_ft_in1k",
         download=Download(
             f"{AUGREG}--imagenet2012-steps_20k-lr_0.01-res_224.npz", "ViT-B/8 supervised, ImageNet 1k"
@@ -136,12 +138,14 @@ RGB_BACKBONES = {
     "vit_base_patch8_224_in21k": RgbBackbone(
         VIT,
         768,
+        prefix_tokens=1,
         variant="vit_base_patch8_224.augreg_in21k",
         download=Download(f"{AUGREG}.npz", "ViT-B/8 supervised, ImageNet 21k"),
     ),
     "vit_small_patch8_224_dino": RgbBackbone(
         VIT,
         384,
+        prefix_tokens=1,
         variant="vit_small_patch8_224.dino",
         download=Download("dino_deitsmall8_pretrain.pth", "ViT-S/8 DINO"),
     ),

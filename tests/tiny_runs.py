@@ -9,7 +9,7 @@ from typing import Any
 
 import main
 
-SMALL = "--img_size 32 --num_group 16 --group_size 8 --f_coreset 0.5 --device cpu --num_workers 0".split()
+SMALL = "--img_size 32 --num_group 16 --group_size 8 --f_coreset 0.5 --device cpu --num_workers 0 --unchecked".split()
 VIT_S = ["--rgb_backbone_name", "vit_small_patch8_224_dino"]
 
 

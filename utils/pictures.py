@@ -31,9 +31,13 @@ def write_map(path: Path, anomaly_map: np.ndarray) -> None:
 
 
 def write_picture(
-    path: Path, image: np.ndarray, mask: np.ndarray, anomaly_map: np.ndarray, limits: tuple[float, float]
+    path: Path,
+    image: np.ndarray,
+    mask: np.ndarray | None,
+    anomaly_map: np.ndarray,
+    limits: tuple[float, float],
 ) -> None:
-    """Write image (H, W, 3) uint8, mask (H, W) bool and map (H, W) as one png.
+    """Write image (H, W, 3) uint8, mask (H, W) bool, where it is known, and map (H, W) as one png.
 
     `limits`: the scores that get the first and the last colour, the same for a whole class, so that its
     pictures can be compared.
@@ -43,5 +47,5 @@ def write_picture(
     relative = np.clip((anomaly_map - low) / span, 0, 1)
     colors = colormaps[COLOR_MAP](relative)[..., :3] * 255
     overlay = (OVERLAY * colors + (1 - OVERLAY) * image).astype(np.uint8)
-    truth = np.repeat(mask[..., None], 3, axis=2).astype(np.uint8) * 255
-    write_png(path, np.concatenate([image, truth, overlay], axis=1))
+    truth = [] if mask is None else [np.repeat(mask[..., None], 3, axis=2).astype(np.uint8) * 255]
+    write_png(path, np.concatenate([image, *truth, overlay], axis=1))

@@ -68,12 +68,15 @@ def append_tables(folder: Path, row_name: str, classes: dict[str, dict[str, Any]
     return "\n".join(texts)
 
 
-def write_scores(folder: Path, class_name: str, rows: list[tuple[str, int, float]]) -> None:
-    """Write scores/<class>.csv: path, label, score; scores as the shortest text that reads back equal."""
+def write_scores(folder: Path, class_name: str, rows: list[tuple[str, int | None, float]]) -> None:
+    """Write scores/<class>.csv: path, label (empty where unknown), score.
+
+    Scores are written as the shortest text that reads back equal.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "label", "score"])
-    writer.writerows([path, label, repr(score)] for path, label, score in rows)
+    writer.writerows([path, "" if label is None else label, repr(score)] for path, label, score in rows)
     write_text(folder / "scores" / f"{class_name}.csv", text.getvalue())
 
 

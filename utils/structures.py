@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -25,6 +26,21 @@ class Sample:
     points: np.ndarray
     pixel_index: np.ndarray
     remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SampleFiles:
+    """The files of one sample, and its ground truth, which only evaluation looks at.
+
+    label: 0 = good, 1 = anomalous, None = not known; mask is None for good samples, whatever lies in their gt folder,
+    and where it is not known; path is that of the rgb file relative to the class folder, '/'-separated.
+    """
+
+    rgb: Path
+    xyz: Path
+    mask: Path | None
+    label: int | None
+    path: str
 
 
 @dataclass(frozen=True)

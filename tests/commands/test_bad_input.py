@@ -83,7 +83,7 @@ DAMAGES = {  # file: what happens to it, and what the report says
     "train/good/xyz/001.tiff": (_cut, "cut short"),
     "train/good/rgb/002.png": (_cut, "cut short"),
     "test/good/rgb/000.png": (lambda p: write_png(p, np.zeros((40, 40), np.uint8)), "is gray"),
-    "test/good/xyz/001.tiff": (lambda p: _write_cloud(p, np.ones((40, 40, 2), np.float32)), "has shape"),
+    "test/good/xyz/001.tiff": (lambda p: _write_cloud(p, np.ones((40, 40, 2), np.float32)), "has 40 pages"),
     "test/hole/xyz/000.tiff": (lambda p: _write_cloud(p, np.ones((40, 40, 3), np.int32)), "holds int32"),
     "test/hole/gt/001.png": (_cut, "cut short"),
     "test/hole/rgb/002.png": (lambda p: p.write_bytes(b""), "is not a png"),

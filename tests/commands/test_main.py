@@ -58,6 +58,10 @@ OWN_DEFAULTS = {
     "quirk": [],
     "save_detector": None,
     "load_detector": None,
+    "holdout": 0.0,
+    "threshold_rule": "max",
+    "label_by_folder": False,
+    "unchecked": False,
 }
 RELEASED_COMMANDS = [
     "main.py --method_name DINO+Point_MAE --memory_bank multiple --save_feature",
@@ -92,6 +96,9 @@ WRONG_FLAGS = {
     "--method_name DINO --max_sample 0": "not a positive whole number",
     "--method_name DINO --f_coreset nan": "not a positive number",
     "--method_name DINO --f_coreset 5": "1 at most",
+    "--method_name DINO --holdout 0.1": "goes with --save_detector",
+    "--method_name DINO --threshold_rule median": "must be max, quantile:Q",
+    "--method_name DINO --threshold_rule quantile:2": "must be max, quantile:Q",
     "--method_name DINO --load_detector d --save_detector e": "drop --save_feature and --save_detector",
     "--method_name DINO --num_workers -1": "0 is the least",
     "--method_name DINO --f_coreset inf": "not a positive number",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import struct
+import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +15,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from utils import image_files
 from utils.image_files import (
     SampleFileError,
     encode_png,
@@ -79,49 +84,155 @@ def _bytes(content: bytes) -> Callable[[Path], None]:
     return lambda path: path.write_bytes(content) and None
 
 
+def _claim(path: Path, width: int, height: int) -> None:
+    """A small valid png that claims another size: only the header is changed, with its checksum."""
+    header = b"IHDR" + struct.pack(">II", width, height) + bytes([8, 2, 0, 0, 0])
+    content = encode_png(PIXELS)
+    path.write_bytes(content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:])
+
+
+def _claim_tiff(path: Path) -> None:
+    tifffile.imwrite(path, CLOUD, photometric="rgb")
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tiff.pages.first.tags["ImageWidth"].overwrite(100_000)
+        tiff.pages.first.tags["ImageLength"].overwrite(100_000)
+
+
+def _pages(path: Path) -> None:
+    for axis in range(3):
+        tifffile.imwrite(path, CLOUD[..., axis], append=axis > 0, photometric="minisblack")
+
+
 DEEP = np.arange(12, dtype=np.uint16).reshape(3, 4)
-BAD_FILES = {
-    "missing rgb": (read_rgb, lambda path: None, "can't be read"),
-    "missing xyz": (read_xyz, lambda path: None, "can't be read"),
-    "gray rgb": (read_rgb, _png("L"), "is gray with 8 bits a channel, expected RGB"),
-    "rgb with alpha": (read_rgb, _png("RGBA"), "is RGBA"),
-    "palette rgb": (read_rgb, _png("P"), "is palette"),
-    "rgb mask": (read_mask, _png("RGB"), "is RGB with 8 bits a channel, expected gray"),
-    "16-bit mask": (read_mask, lambda path: Image.fromarray(DEEP).save(path, format="PNG"), "16 bits"),
-    "text as png": (read_rgb, _bytes(b"not an image"), "not a png"),
-    "empty png": (read_mask, _bytes(b""), "not a png"),
-    "half a png": (read_rgb, _bytes(encode_png(PIXELS)[:150]), "cut short"),
-    "png header only": (read_rgb, _bytes(encode_png(PIXELS)[:33]), "cut short"),
-    "text as tiff": (read_xyz, _bytes(b"not an image"), "no readable tiff"),
-    "empty tiff": (read_xyz, _bytes(b""), "no readable tiff"),
-    "half a tiff": (read_xyz, _bytes(encode_xyz(CLOUD)[:700]), "cut short"),
-    "one channel": (read_xyz, _tiff(CLOUD[..., 0]), "has shape (12, 9)"),
+DEEP_PNG = partial(Image.fromarray(DEEP).save, format="PNG")
+JPEG = partial(Image.fromarray(PIXELS).save, format="JPEG")
+BAD_FILES = {  # reader, what writes the file, the problem and the remedy that are named
+    "missing rgb": (read_rgb, lambda path: None, "can't be read (No such file", "check the path"),
+    "missing xyz": (read_xyz, lambda path: None, "can't be read (No such file", "check the path"),
+    "gray rgb": (read_rgb, _png("L"), "is gray with 8 bits a channel, expected RGB", "utils/convert.py"),
+    "rgb with alpha": (read_rgb, _png("RGBA"), "is RGBA", "utils/convert.py"),
+    "palette rgb": (read_rgb, _png("P"), "is palette", "utils/convert.py"),
+    "rgb mask": (
+        read_mask,
+        _png("RGB"),
+        "is RGB with 8 bits a channel, expected gray",
+        "utils/convert.py",
+    ),
+    "16-bit mask": (read_mask, DEEP_PNG, "16 bits", "utils/convert.py"),
+    "jpeg as png": (read_rgb, JPEG, "it is a JPEG named .bin", "utils/convert.py"),
+    "bmp as png": (read_mask, _bytes(b"BM" + bytes(60)), "it is a BMP", "utils/convert.py"),
+    "web page as png": (read_rgb, _bytes(b"<!DOCTYPE html>"), "an HTML page", "download it again"),
+    "lfs pointer": (
+        read_xyz,
+        _bytes(b"version https://git-lfs.github.com/spec/v1"),
+        "Git LFS",
+        "git lfs pull",
+    ),
+    "ply as tiff": (read_xyz, _bytes(b"ply\nformat ascii 1.0\n"), "it is a PLY file", "utils/convert.py"),
+    "pcd as tiff": (read_xyz, _bytes(b"# .PCD v0.7"), "it is a PCD file", "utils/convert.py"),
+    "png as tiff": (read_xyz, _png("RGB"), "it is a PNG", "utils/convert.py"),
+    "text as png": (read_rgb, _bytes(b"not an image"), "not a png", "restore"),
+    "empty png": (read_mask, _bytes(b""), "not a png file but empty", "restore"),
+    "half a png": (read_rgb, _bytes(encode_png(PIXELS)[:150]), "cut short", "restore"),
+    "png header only": (read_rgb, _bytes(encode_png(PIXELS)[:33]), "cut short", "restore"),
+    "png signature only": (read_rgb, _bytes(encode_png(PIXELS)[:8]), "cut short", "restore"),
+    "text as tiff": (read_xyz, _bytes(b"not an image"), "no readable tiff", "restore"),
+    "empty tiff": (read_xyz, _bytes(b""), "no readable tiff but empty", "restore"),
+    "half a tiff": (read_xyz, _bytes(encode_xyz(CLOUD)[:700]), "cut short", "restore"),
+    "tiff signature only": (read_xyz, _bytes(encode_xyz(CLOUD)[:4]), "cut short", "restore"),
+    "depth image": (read_xyz, _tiff(DEEP), "shape (3, 4) of uint16, like a depth image", "utils/convert.py"),
     "channels first": (
         read_xyz,
-        _tiff(CLOUD.transpose(2, 0, 1), photometric="minisblack"),
-        "has shape",
+        _tiff(CLOUD.transpose(2, 0, 1), photometric="minisblack", planarconfig="separate"),
+        "has shape (3, 12, 9)",
+        "last axis",
     ),
     "four channels": (
         read_xyz,
         _tiff(np.concatenate([CLOUD, CLOUD[..., :1]], axis=2), photometric="rgb"),
         "(12, 9, 4)",
+        "last axis",
     ),
-    "integers": (read_xyz, _tiff(PIXELS, photometric="rgb"), "holds uint8"),
-    "half floats": (read_xyz, _tiff(CLOUD.astype(np.float16), photometric="rgb"), "holds float16"),
+    "integers": (read_xyz, _tiff(PIXELS, photometric="rgb"), "holds uint8", "float32"),
+    "half floats": (read_xyz, _tiff(CLOUD.astype(np.float16), photometric="rgb"), "holds float16", "float32"),
+    "three pages": (read_xyz, _pages, "has 3 pages, expected one", "channels of one page"),
+    "huge tiff": (read_xyz, _claim_tiff, "is too large: 100000x100000 pixels", "shrink"),
+    "huge png": (
+        read_rgb,
+        partial(_claim, width=100_000, height=2000),
+        "is too large: 100000x2000",
+        "shrink",
+    ),
+    "folder": (read_rgb, Path.mkdir, "is no regular file", "put the file itself there"),
+    "pipe": (read_xyz, os.mkfifo, "is no regular file", "put the file itself there"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
-def test_bad_file_is_named_with_what_is_wrong_and_a_remedy(case: str, tmp_path: Path) -> None:
-    read, write, problem = BAD_FILES[case]
+def test_bad_file_is_named_with_what_is_wrong_and_a_remedy_that_helps(case: str, tmp_path: Path) -> None:
+    read, write, problem, remedy = BAD_FILES[case]
     path = tmp_path / "sample.bin"
     write(path)
     with pytest.raises(SampleFileError) as caught:
         read(path)
-    message = str(caught.value)
-    assert message.startswith(str(path))
-    assert problem in message
-    assert "restore" in message
+    assert str(caught.value).startswith(str(path))
+    assert problem in caught.value.problem
+    assert remedy in caught.value.remedy
+
+
+def test_second_page_is_not_dropped_silently(tmp_path: Path) -> None:
+    write_xyz(tmp_path / "xyz.tiff", CLOUD)
+    tifffile.imwrite(tmp_path / "xyz.tiff", CLOUD + 1, photometric="rgb", append=True)
+    with pytest.raises(SampleFileError, match="has 2 pages"):
+        read_xyz(tmp_path / "xyz.tiff")
+
+
+def test_compressed_strip_that_holds_more_than_the_image_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_files, "MAX_BYTES", 50_000)
+    tifffile.imwrite(
+        tmp_path / "xyz.tiff", np.zeros((100, 90, 3), np.float32), photometric="rgb", compression="zlib"
+    )
+    with tifffile.TiffFile(tmp_path / "xyz.tiff", mode="r+b") as tiff:
+        tiff.pages.first.tags["ImageLength"].overwrite(12)
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda _: pytest.fail("unpacked"))
+    with pytest.raises(SampleFileError, match="a strip holds more than the image's 12960 bytes"):
+        read_xyz(tmp_path / "xyz.tiff")
+
+
+def test_file_too_small_for_what_it_promises_takes_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tifffile.imwrite(tmp_path / "xyz.tiff", CLOUD, photometric="rgb", compression="zlib")
+    with tifffile.TiffFile(tmp_path / "xyz.tiff", mode="r+b") as tiff:
+        tiff.pages.first.tags["ImageLength"].overwrite(1_000_000)
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda _: pytest.fail("unpacked"))
+    with pytest.raises(SampleFileError, match="can't hold"):
+        read_xyz(tmp_path / "xyz.tiff")
+
+
+def test_compression_without_a_bound_is_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "xyz.tiff", CLOUD, photometric="rgb", compression="lzma")
+    with pytest.raises(SampleFileError, match=r"LZMA.*not read; write it uncompressed"):
+        read_xyz(tmp_path / "xyz.tiff")
+
+
+def test_compression_that_is_not_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", refuse)
+    write_xyz(tmp_path / "xyz.tiff", CLOUD)
+    with pytest.raises(SampleFileError, match=r"LZW.*write it uncompressed"):
+        read_xyz(tmp_path / "xyz.tiff")
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 3), (12, 1, 3), (1, 1, 3)])
+def test_cloud_of_one_row_or_column_is_read(shape: tuple[int, ...], tmp_path: Path) -> None:
+    cloud = np.ones(shape, dtype=np.float32)
+    write_xyz(tmp_path / "xyz.tiff", cloud)
+    np.testing.assert_array_equal(read_xyz(tmp_path / "xyz.tiff"), cloud)
 
 
 def test_tiff_in_strips_that_was_cut_is_not_filled_with_zeros(tmp_path: Path) -> None:

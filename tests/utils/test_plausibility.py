@@ -1,53 +1,175 @@
-"""What clouds tell of their unit, and of whether they were preprocessed."""
+"""Looking at clouds and images: the unit, raw or preprocessed, an image turned against its cloud."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.reference.preprocessing import make_scene
-from utils.plausibility import guess_unit, looks_preprocessed
+from utils.image_files import read_rgb, read_xyz
+from utils.plausibility import (
+    guess_unit,
+    looks_preprocessed,
+    looks_raw,
+    measured_points,
+    silhouette_disagreement,
+)
 from utils.preprocess.sample import Parameters, preprocess_sample
 
+SIDE = 200
 
-def _cloud(distance: float, missing: float = 0.0) -> np.ndarray:
+
+def _part(side: int = SIDE) -> np.ndarray:
+    """Mask (side, side) of an L: no turn and no mirror image of it fits it."""
+    part = np.zeros((side, side), dtype=bool)
+    part[side // 4 : -side // 4, side // 3 : side // 2] = True
+    part[-side // 2 : -side // 4, side // 3 : -side // 5] = True
+    return part
+
+
+def _cloud(part: np.ndarray, distance: float = 0.6) -> np.ndarray:
+    y, x = np.mgrid[: part.shape[0], : part.shape[1]] / max(part.shape) - 0.5
+    cloud = np.dstack([0.3 * x + 1e-4, 0.3 * y + 1e-4, np.ones(part.shape)]) * distance
+    return (cloud * part[..., None]).astype(np.float32)
+
+
+def _image(part: np.ndarray, background: int = 0) -> np.ndarray:
+    gray = np.random.default_rng(0).integers(90, 160, part.shape) * part + background * ~part
+    return np.repeat(gray[..., None], 3, axis=2).astype(np.uint8)
+
+
+def test_distance_tells_millimetres_from_metres() -> None:
+    cloud = _cloud(_part())
+    assert guess_unit([cloud, cloud]) == "m"
+    assert guess_unit(iter([cloud * 1000])) == "mm"
+
+
+def test_unit_is_that_of_the_median_point_of_all_clouds() -> None:
+    few, many = np.zeros((SIDE, SIDE), dtype=bool), np.ones((SIDE, SIDE), dtype=bool)
+    few[0, :3] = True
+    assert guess_unit([_cloud(few, 5.0), _cloud(many)]) == "m"
+
+
+def test_clouds_of_both_units_are_an_error() -> None:
+    cloud = _cloud(_part())
+    with pytest.raises(ValueError, match=r"metres and in millimetres.*--unit m or --unit mm"):
+        guess_unit([cloud, cloud * 1000, cloud])
+
+
+def test_points_that_are_not_measured_say_nothing_of_the_unit() -> None:
+    cloud = _cloud(_part())
+    cloud[0, :, :] = np.nan
+    cloud[1, :, 2], cloud[2, :] = 5e5, np.inf
+    assert guess_unit([cloud]) == "m"
+    with pytest.raises(ValueError, match="no point is measured"):
+        guess_unit([np.zeros((4, 4, 3), dtype=np.float32)])
+    with pytest.raises(ValueError, match="no point is measured"):
+        guess_unit([])
+
+
+@pytest.mark.parametrize("distance", [3.5, 9.0])
+def test_ambiguous_distance_is_an_error_that_names_the_flag(distance: float) -> None:
+    with pytest.raises(ValueError, match=r"--unit m or --unit mm"):
+        guess_unit([_cloud(_part(), distance)])
+
+
+def test_background_at_the_border_looks_raw() -> None:
+    raw, alone = _cloud(np.ones((SIDE, SIDE), dtype=bool)), _cloud(_part())
+    assert "background at its border" in (looks_raw(raw) or "")
+    assert not looks_preprocessed(raw)
+    assert looks_raw(alone) is None
+    assert looks_preprocessed(alone)
+
+
+def test_cloud_that_is_not_square_looks_raw() -> None:
+    wide = _cloud(np.ones((SIDE, SIDE + 60), dtype=bool))
+    assert "260x200 pixels and is not square" in (looks_raw(wide) or "")
+    assert not looks_preprocessed(wide)
+
+
+def test_part_that_leaves_the_image_at_two_ends_does_not_look_raw() -> None:
+    rope = np.zeros((SIDE, SIDE), dtype=bool)
+    rope[90:110] = True
+    assert looks_raw(_cloud(rope)) is None
+    assert looks_preprocessed(_cloud(rope))
+
+
+def test_cloud_without_a_point_looks_neither_raw_nor_preprocessed() -> None:
+    empty = np.zeros((SIDE, SIDE, 3), dtype=np.float32)
+    assert looks_raw(empty) is None
+    assert not looks_preprocessed(empty)
+
+
+TURNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mirrored left to right": lambda image: image[:, ::-1],
+    "mirrored top to bottom": lambda image: image[::-1],
+    "rotated by 180 degrees": lambda image: image[::-1, ::-1],
+    "rotated by 90 degrees": np.rot90,
+    "mirrored at its diagonal": lambda image: image.transpose(1, 0, 2),
+    "shifted by about 10 pixels right": lambda image: np.roll(image, 10, axis=1),
+    "shifted by about 20 pixels up": lambda image: np.roll(image, -20, axis=0),
+}
+
+
+@pytest.mark.parametrize("background", [0, 30, 200])
+@pytest.mark.parametrize("words", TURNS)
+def test_image_turned_or_shifted_against_its_cloud_is_remarked_on(words: str, background: int) -> None:
+    cloud, image = _cloud(_part()), _image(_part(), background)
+    assert silhouette_disagreement(image, cloud) is None
+    said = silhouette_disagreement(np.ascontiguousarray(TURNS[words](image)), cloud) or ""
+    assert words.split(" by about")[0] in said
+    if "about" in words:
+        assert words.split()[-1] in said
+
+
+def test_nothing_is_said_where_it_can_not_be_told() -> None:
+    y, x = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2
+    disc = np.hypot(x, y) < 60
     rng = np.random.default_rng(0)
-    cloud = np.zeros((50, 50, 3), dtype=np.float32) + np.float32(1e-3)
-    cloud[..., 2] = distance * rng.uniform(0.9, 1.1, (50, 50))
-    cloud[rng.random((50, 50)) < missing] = 0
-    return cloud
+    noise = rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    pairs = {
+        "round part, mirrored": (_image(disc)[:, ::-1], _cloud(disc)),
+        "image that does not show the part": (noise, _cloud(_part())),
+        "image of one colour": (np.full((SIDE, SIDE, 3), 70, np.uint8), _cloud(_part())),
+        "raw cloud": (_image(_part())[:, ::-1], _cloud(np.ones((SIDE, SIDE), dtype=bool))),
+        "other size": (_image(_part(100)), _cloud(_part())),
+        "one point": (_image(_part())[:, ::-1], _cloud(np.eye(1, SIDE * SIDE, 9000).reshape(SIDE, SIDE) > 0)),
+        "no point": (_image(_part()), np.zeros((SIDE, SIDE, 3), np.float32)),
+    }
+    for name, (image, cloud) in pairs.items():
+        assert silhouette_disagreement(np.ascontiguousarray(image), cloud) is None, name
 
 
-@pytest.mark.parametrize(("distance", "unit"), [(0.2, "m"), (2.5, "m"), (12.0, "mm"), (600.0, "mm")])
-def test_unit_is_told_by_the_median_distance_of_measured_points(distance: float, unit: str) -> None:
-    clouds = [_cloud(distance), _cloud(distance, missing=0.9), np.zeros((5, 5, 3), np.float32)]
-    clouds[0][:5] = np.nan
-    clouds[0][5] = 1e6
-    assert guess_unit(clouds) == unit
+def test_dark_part_on_its_erased_background_is_no_reason_for_a_remark() -> None:
+    part = _part()
+    image = _image(part)
+    image[part & (np.random.default_rng(1).random(part.shape) < 0.3)] = 0
+    assert silhouette_disagreement(image, _cloud(part)) is None
 
 
-@pytest.mark.parametrize("distances", [[5.0], [0.6, 600.0], [0.6, 5.0], [5.0, 600.0]])
-def test_a_distance_between_or_clouds_that_disagree_are_an_error_that_names_the_flag(
-    distances: list[float],
-) -> None:
-    with pytest.raises(ValueError, match="--unit m or --unit mm"):
-        guess_unit(map(_cloud, distances))
+@pytest.mark.parametrize("side", [1, 2, 7, 20, 39])
+def test_small_images_are_no_trouble(side: int) -> None:
+    cloud = _cloud(np.ones((side, side), dtype=bool))
+    cloud[0] = cloud[-1] = cloud[:, 0] = cloud[:, -1] = 0
+    looks_raw(cloud)
+    assert looks_preprocessed(cloud) == bool(measured_points(cloud).any())
+    assert silhouette_disagreement(_image(np.ones((side, side), dtype=bool)), cloud) is None
 
 
-@pytest.mark.parametrize("clouds", [[], [np.zeros((5, 5, 3))], [np.full((5, 5, 3), np.nan)]])
-def test_no_point_tells_no_unit(clouds: list[np.ndarray]) -> None:
-    with pytest.raises(ValueError, match=r"no point.*--unit"):
-        guess_unit(clouds)
-
-
-@pytest.mark.parametrize("shape", [(100, 100), (95, 160)])
-def test_a_scene_looks_preprocessed_after_preprocessing_only(shape: tuple[int, int]) -> None:
-    cloud, image, _ = make_scene(*shape, np.random.default_rng(0))
-    assert not looks_preprocessed(cloud)
-    after, _, _ = preprocess_sample(cloud, image, Parameters(), np.random.default_rng(0))
-    assert looks_preprocessed(after)
-
-
-def test_an_image_that_is_not_square_was_not_preprocessed() -> None:
-    assert looks_preprocessed(np.zeros((60, 60, 3)))
-    assert not looks_preprocessed(np.zeros((60, 61, 3)))
+@pytest.mark.real_data
+def test_real_samples_are_told_apart_and_only_turned_images_are_remarked_on(real_data: Path) -> None:
+    for xyz in sorted((real_data / "mvtec3d" / "cable_gland" / "test").glob("*/xyz/000.tiff")):
+        cloud, rgb = read_xyz(xyz), read_rgb(xyz.parents[1] / "rgb" / "000.png")
+        assert guess_unit([cloud]) == "m"
+        assert looks_raw(cloud)
+        assert not looks_preprocessed(cloud)
+        assert silhouette_disagreement(rgb, cloud) is None
+        cloud, rgb, _ = preprocess_sample(cloud, rgb, Parameters(), np.random.default_rng(0))
+        assert looks_raw(cloud) is None
+        assert looks_preprocessed(cloud)
+        assert silhouette_disagreement(rgb, cloud) is None
+        for words in ("mirrored left to right", "mirrored top to bottom", "rotated by 180 degrees"):
+            assert words in (silhouette_disagreement(TURNS[words](rgb), cloud) or "")
+        assert "pixels down" in (silhouette_disagreement(np.roll(rgb, 40, axis=0), cloud) or "")
