@@ -209,6 +209,7 @@ def test_what_is_no_intact_detector_is_one_error_that_names_the_file_and_what_do
     with pytest.raises(DetectorFileError, match=message) as error:
         read_detector(saved, CPU)
     assert str(error.value).startswith(f"{saved}: ")
+    assert str(error.value).count(str(saved)) == 1
     assert "\n" not in str(error.value)
 
 
