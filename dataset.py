@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from utils.class_names import EYECANDIES_CLASSES
 from utils.image_files import SampleFileError, foreign_images, image_shape, read_mask, read_rgb, read_xyz
 from utils.plausibility import guess_unit, looks_raw, measured_points, silhouette_disagreement
-from utils.preprocess.eyecandies import EYECANDIES_CLASSES
 from utils.structures import Sample, SampleFiles
 
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
@@ -155,8 +155,8 @@ def as_parts(samples: Iterable[Any]) -> list[Any]:
 
 
 def part_names(parts: Sequence[Any]) -> list[str]:
-    """What each part is called in reports: its `path`, or its image's, or its number."""
-    return [getattr(part, "path", None) or _part_name(i, part.rgb) for i, part in enumerate(parts)]
+    """What each part is called in reports: its `name`, or its image's, or its number."""
+    return [getattr(part, "name", None) or _part_name(i, part.rgb) for i, part in enumerate(parts)]
 
 
 def load_part(part: Any, image_size: int) -> Sample:

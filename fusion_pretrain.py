@@ -1,106 +1,178 @@
-"""Train UFF, the fusion block, on the features that main.py --save_feature wrote (README, "UFF")."""
+"""Train UFF, the fusion block, on the features that main.py --save_feature wrote; details in docs/uff.md."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import shutil
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from utils.flags import HelpFormatter, natural, natural_float, positive, positive_float, seed
 from utils.reporting import check_writable
 
 if TYPE_CHECKING:
     import torch
-    from torch.utils.data import DataLoader
 
-    from models.uff.engine import PatchPairs, TrainingState
+    from models.uff.engine import StepLog, TrainingState
     from models.uff.feature_store import StoreMeta
-    from models.uff.pairs import PairsDataset
+    from models.uff.pairs import FeatureFolder, PairsLoader
     from models.uff.plan import Plan
     from utils.distributed import World
 
 LR_REFERENCE_BATCH = 256  # samples; --blr is the learning rate of an effective batch of so many
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+FIRST_ERROR_S = 5  # a launcher ends the other processes within this time of the first error
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     # no other flag may begin with --epoch, of which the published command uses the first seven characters
-    parser = argparse.ArgumentParser(
-        "fusion_pretrain.py",
-        description=__doc__,
-        formatter_class=HelpFormatter,
-    )
+    parser = argparse.ArgumentParser("fusion_pretrain.py", description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument_group("training").add_argument
-    add("--batch_size", default=64, type=positive, help="samples a process and batch")
-    add("--epochs", default=3, type=positive, help="passes over the samples")
+    add("--batch_size", default=64, type=positive, help="samples in a batch of one process")
+    add("--epochs", default=3, type=positive, help="passes over the training samples")
     add(
         "--max_steps",
         type=positive,
-        help="optimiser steps in all, instead of --epochs; the schedule fits them",
+        help="train for this many optimiser steps instead of --epochs; the learning rate reaches its end with them",
     )
     add("--accum_iter", default=1, type=positive, help="batches whose gradients make one optimiser step")
-    add("--amp", choices=["none", "bf16", "fp16"], help="mixed precision on CUDA (default there: bf16)")
-    add("--seed", default=0, type=seed, help="of the first weights, the order and the held-out samples")
-    add("--resume", default="", help="checkpoint to go on from")
-    add("--start_epoch", default=0, type=natural, help="first epoch, unless --resume says it")
+    add(
+        "--amp",
+        choices=["none", "bf16", "fp16"],
+        help="mixed precision on a GPU (default there: bf16, or fp16 where the GPU lacks it)",
+    )
+    add(
+        "--seed",
+        default=0,
+        type=seed,
+        help="decides the initial weights, the order of the samples and which samples are held out",
+    )
+    add("--resume", default="", help="checkpoint to continue from; give the other flags as before")
+    add(
+        "--start_epoch",
+        default=0,
+        type=natural,
+        help="begin untrained weights at this epoch of the schedule; ignored with --resume",
+    )
 
     add = parser.add_argument_group("optimiser").add_argument
-    add("--lr", type=positive_float, help="learning rate (default: blr * effective batch / 256)")
-    add("--blr", default=2e-3, type=positive_float, help="learning rate of an effective batch of 256")
-    add("--min_lr", default=0.0, type=natural_float, help="learning rate at the end of the cosine")
+    add("--lr", type=positive_float, help="highest learning rate (default: blr * effective batch / 256)")
+    add(
+        "--blr",
+        default=2e-3,
+        type=positive_float,
+        help="learning rate of an effective batch (batch_size * accum_iter * processes) of 256; ignored with --lr",
+    )
+    add("--min_lr", default=0.0, type=natural_float, help="learning rate at the end of the training")
     add(
         "--warmup_epochs",
         default=1.0,
         type=natural_float,
-        help="epochs in which the learning rate rises from 0",
+        help="epochs in which the learning rate rises from 0 to the highest",
     )
     add("--warmup_steps", type=natural, help="optimiser steps in which it rises, instead of --warmup_epochs")
-    add("--weight_decay", default=0.01, type=natural_float, help="of AdamW, on all parameters")
+    add("--weight_decay", default=0.01, type=natural_float, help="AdamW's weight decay, on all parameters")
     add("--no_decay_bias_norm", action="store_true", help="no weight decay on biases and norms")
 
     add = parser.add_argument_group("data").add_argument
-    add("--data_path", default="", help="folder of the features, such as datasets/patch_lib")
+    add("--data_path", default="", help="folder of the features, such as datasets/patch_lib (required)")
     add(
         "--pairing",
         choices=["colocated", "scrambled"],
-        help="rgb patch beside an xyz patch (default: as indexed)",
+        help="which rgb patch an xyz patch is compared with: that of the same place, or the one that the release's "
+        "files put beside it (default: what main.py recorded, colocated unless told otherwise)",
     )
     add(
         "--holdout",
         default=0.1,
         type=natural_float,
-        help="share of the samples that is kept for the retrieval score",
+        help="share of the samples that is not trained on but measures retrieval; 0 = train on all",
     )
-    add("--input_size", default=224, type=int, help="accepted as in the release; the features decide")
-    add("--num_workers", default=10, type=natural, help="loader processes, at most one a batch")
-    add("--pin_mem", action="store_true", default=True, help="pin the loaders' memory on CUDA")
-    add("--no_pin_mem", action="store_false", dest="pin_mem", help="do not")
+    add(
+        "--input_size",
+        default=224,
+        type=int,
+        help="ignored: the features decide; for commands of the release",
+    )
+    add("--num_workers", default=10, type=natural, help="processes that read files; 0 = none but this one")
+    parser.set_defaults(pin_mem=True)
+    hidden = argparse.SUPPRESS  # of these two, as they share one default
+    add(
+        "--pin_mem",
+        action="store_true",
+        default=hidden,
+        help="load batches into pinned memory, which GPUs copy faster (the default)",
+    )
+    add(
+        "--no_pin_mem",
+        action="store_false",
+        dest="pin_mem",
+        default=hidden,
+        help="load batches into ordinary memory, where little can be pinned; makes no difference on the CPU",
+    )
 
     add = parser.add_argument_group("output").add_argument
-    add("--output_dir", default="./output_dir", help="where checkpoints and log.txt go")
+    add("--output_dir", default="./output_dir", help="folder for checkpoints and log.txt")
     add(
         "--save_every",
         default=1,
         type=positive,
-        help="epochs between checkpoints of 190 MB; the last always is",
+        help="epochs between checkpoints, about 190 MB each; the last epoch always leaves one",
     )
-    add("--log_dir", default="./output_dir", help="where TensorBoard's files go")
+    add("--log_dir", default="./output_dir", help="folder for TensorBoard's files")
 
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", help="auto, cpu or cuda; each process takes the GPU of its local rank")
-    add("--world_size", default=1, type=positive, help="processes, where the launcher does not say")
-    add("--local_rank", "--local-rank", default=-1, type=int, help="set by the launcher")
-    add("--dist_on_itp", action="store_true", help="read Open MPI's variables, as ITP sets them")
-    add("--dist_url", default="env://", help="where the processes meet")
+    add("--world_size", default=1, type=positive, help="number of processes, if the launcher does not tell")
+    add(
+        "--local_rank",
+        "--local-rank",
+        default=-1,
+        type=int,
+        help="number of this process on its machine, set by the launcher",
+    )
+    add("--dist_on_itp", action="store_true", help="read Open MPI's variables, as the ITP cluster sets them")
+    add("--dist_url", default="env://", help="address where several processes meet")
     return parser
+
+
+def run() -> int:
+    """The command line: exit status 1 after an error and 130 after Ctrl-C, each told in one line."""
+    args = get_args_parser().parse_args()
+    try:
+        main(args)
+    except ConnectionError as error:
+        time.sleep(FIRST_ERROR_S)  # let the process that failed first be the one that is heard
+        return fail(f"error: {error}", 1)
+    except (ValueError, OSError, FloatingPointError) as error:
+        return fail(f"error: {error}", 1)
+    except KeyboardInterrupt as interrupt:
+        return fail(f"interrupted; {str(interrupt) or 'repeat the command to begin again'}", INTERRUPTED)
+    return 0
+
+
+def fail(message: str, status: int) -> int:
+    """Say why the program ends, on the screen and to torch's launcher, whose own report then ends with it too."""
+    line = f"fusion_pretrain.py: {message}"
+    print(line, file=sys.stderr, flush=True)
+    report = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if report:
+        details = {"py_callstack": line, "timestamp": str(int(time.time()))}
+        content = {"message": {"message": line, "extraInfo": details}}
+        Path(report).write_text(json.dumps(content), encoding="utf-8")
+    return status
 
 
 def main(args: argparse.Namespace) -> None:
     """Join the other processes, if there are any, and train.
 
-    Raises ValueError or OSError when flags, features or a checkpoint are wrong, and FloatingPointError when
-    the loss or a gradient stops being finite; the last checkpoint is then from before that.
+    Raises ValueError or OSError when flags, features or a checkpoint are wrong or the disk is full,
+    FloatingPointError when the loss or a gradient stops being finite, and KeyboardInterrupt, with a hint at how
+    to continue; the last checkpoint is then from before that.
     """
     # torch takes seconds to import: --help and wrong flags have answered by now
     from utils.devices import choose_device
@@ -117,74 +189,124 @@ def main(args: argparse.Namespace) -> None:
         leave()
 
 
+class TrainingData(NamedTuple):
+    """The features, this process's share of the batches, and the held-out files: all, and its share."""
+
+    folder: FeatureFolder
+    loader: PairsLoader
+    held_out: list[Path]
+    own_held_out: list[Path]
+
+
 def train(args: argparse.Namespace, world: World, device: torch.device) -> None:
     """All epochs; each leaves a checkpoint, a line of log.txt and TensorBoard's scalars."""
-    from tqdm import tqdm
+    from models.uff.engine import resume, save_checkpoint
+    from models.uff.log import TrainingLog
 
-    from models.uff.engine import evaluate_retrieval, resume, save_checkpoint, train_one_epoch
-    from models.uff.log import TrainingLog, peak_mb, reset_peak
-
+    output, log_dir = Path(args.output_dir), Path(args.log_dir)
     if world.is_main:
-        check_writable(Path(args.output_dir), "--output_dir")
-        check_writable(Path(args.log_dir), "--log_dir")
-    loader, held_out, meta = load_data(args, world, device)
-    plan = plan_training(args, len(loader), world.size)
-    state = initial_state(args, meta, device)
+        check_writable(output, "--output_dir")
+        check_writable(log_dir, "--log_dir")
+    data = load_data(args, world, device)
+    plan = plan_training(args, len(data.loader), world.size)
+    state = initial_state(args, data.folder.meta, device)
     first_epoch = resume(Path(args.resume), state) if args.resume else args.start_epoch
     if first_epoch >= plan.epochs:
         raise ValueError(
             f"epoch {first_epoch} would be next, but there are {plan.epochs}; give more --epochs"
         )
-    log = TrainingLog(Path(args.output_dir), Path(args.log_dir)) if world.is_main else None
+    log = TrainingLog(output, log_dir) if world.is_main else None
     if log is not None:
-        announce(plan, loader, held_out, meta, device)
-    for epoch in range(first_epoch, plan.epochs):
-        start = time.perf_counter()
-        reset_peak(device)
-        loader.batch_sampler.epoch = epoch
-        bar = tqdm(loader, desc=f"epoch {epoch}", unit="batch", disable=None if world.is_main else True)
-        steps = train_one_epoch(state, bar, plan, epoch)
-        retrieval = evaluate_retrieval(state.model, held_out)
-        if log is None:
-            continue
-        if (epoch + 1) % args.save_every == 0 or epoch + 1 == plan.epochs:
-            save_checkpoint(Path(args.output_dir, f"checkpoint-{epoch}.pth"), state, epoch, args)
-        first_step = epoch * plan.steps_per_epoch + 1
-        log.write_steps(first_step, [step._asdict() for step in steps])
-        log.write_epoch(
-            {
-                "epoch": epoch,
-                "steps": first_step + len(steps) - 1,
-                "train_loss": sum(step.loss for step in steps) / len(steps),
-                "train_lr": steps[-1].lr,
-                "retrieval": retrieval.accuracy if retrieval else None,
-                "retrieval_chance": retrieval.chance if retrieval else None,
-                "seconds": time.perf_counter() - start,
-                "peak_memory_mb": peak_mb(device),
-            }
+        announce(plan, data, device)
+        check_room(output, state, sum(is_saved(e, plan, args) for e in range(first_epoch, plan.epochs)))
+    checkpoint = args.resume
+    try:
+        for epoch in range(first_epoch, plan.epochs):
+            steps, record = run_epoch(epoch, state, data, plan, show_progress=world.is_main)
+            if log is None:
+                continue
+            if is_saved(epoch, plan, args):
+                save_checkpoint(output / f"checkpoint-{epoch}.pth", state, epoch, args)
+                checkpoint = output / f"checkpoint-{epoch}.pth"
+            log.write_steps(epoch * plan.steps_per_epoch + 1, [step._asdict() for step in steps])
+            log.write_epoch(record)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(how_to_continue(checkpoint)) from interrupt
+    except OSError as error:
+        raise type(error)(f"{error}; {how_to_continue(checkpoint)}") from error
+
+
+def run_epoch(
+    epoch: int, state: TrainingState, data: TrainingData, plan: Plan, *, show_progress: bool
+) -> tuple[list[StepLog], dict[str, float | int | None]]:
+    """Train on all batches, measure on the held-out samples; returns the steps and the line of log.txt."""
+    from tqdm import tqdm
+
+    from models.uff.engine import evaluate_retrieval, train_one_epoch
+    from models.uff.log import peak_mb, reset_peak
+    from models.uff.pairs import read_pairs
+
+    start = time.perf_counter()
+    reset_peak(state.device)
+    data.loader.batch_sampler.epoch = epoch
+    bar = tqdm(data.loader, desc=f"epoch {epoch}", unit="batch", disable=None if show_progress else True)
+    steps = train_one_epoch(state, bar, plan, epoch)
+    pairs = (read_pairs(file, data.folder, "colocated") for file in data.own_held_out)
+    retrieval = evaluate_retrieval(state.model, pairs)
+    return steps, {
+        "epoch": epoch,
+        "steps": epoch * plan.steps_per_epoch + len(steps),
+        "train_loss": sum(step.loss for step in steps) / len(steps),
+        "train_lr": steps[-1].lr,
+        "retrieval": retrieval.accuracy if retrieval else None,
+        "retrieval_chance": retrieval.chance if retrieval else None,
+        "seconds": time.perf_counter() - start,
+        "peak_memory_mb": peak_mb(state.device),
+    }
+
+
+def is_saved(epoch: int, plan: Plan, args: argparse.Namespace) -> bool:
+    """Whether this epoch leaves a checkpoint."""
+    return (epoch + 1) % args.save_every == 0 or epoch + 1 == plan.epochs
+
+
+def how_to_continue(checkpoint: str | Path) -> str:
+    """A hint for a run that was cut; `checkpoint` is its last one, if there is one."""
+    if not str(checkpoint):
+        return "no checkpoint was written yet, so repeat the command to begin again"
+    return f"repeat the command with --resume {checkpoint} to continue"
+
+
+def check_room(folder: Path, state: TrainingState, count: int) -> None:
+    """Say how large `count` checkpoints will be, and how many fit. Raises OSError when not even one does."""
+    from models.uff.engine import checkpoint_bytes
+
+    size, free = checkpoint_bytes(state.model) / 1e6, shutil.disk_usage(folder).free / 1e6
+    if free < size:
+        raise OSError(
+            f"--output_dir {folder}: a checkpoint needs {size:.3g} MB, {free:.0f} MB are free; make room or use "
+            "another folder"
         )
+    print(f"{count} checkpoints of {size:.3g} MB each will be written to {folder}; {free:.0f} MB are free")
+    if free < count * size:
+        print(f"warning: only {free // size:.0f} of them fit; use a larger --save_every, or make room")
 
 
-def load_data(
-    args: argparse.Namespace, world: World, device: torch.device
-) -> tuple[DataLoader[PatchPairs], PairsDataset, StoreMeta]:
-    """This process's training batches and held-out samples, and what the features are."""
-    from models.uff.pairs import (
-        GlobalBatches,
-        PairsDataset,
-        make_loader,
-        open_folder,
-        split_files,
-    )
+def load_data(args: argparse.Namespace, world: World, device: torch.device) -> TrainingData:
+    """What is trained and measured on."""
+    from models.uff.pairs import GlobalBatches, make_loader, open_folder, split_files
 
     folder = open_folder(args.data_path)
-    training_files, held_out_files = split_files(folder.files, args.holdout, args.seed)
-    training = PairsDataset(folder, training_files, args.pairing or folder.meta.pairing)
-    held_out = PairsDataset(folder, held_out_files[world.rank :: world.size], "colocated")
-    batches = GlobalBatches(len(training), args.batch_size, args.seed, world.rank, world.size)
-    pin_memory = args.pin_mem and device.type == "cuda"
-    loader = make_loader(training, batches, folder.meta, num_workers=args.num_workers, pin_memory=pin_memory)
-    return loader, held_out, folder.meta
+    training_files, held_out = split_files(folder.files, args.holdout, args.seed)
+    loader = make_loader(
+        folder,
+        training_files,
+        args.pairing or folder.meta.pairing,
+        GlobalBatches(len(training_files), args.batch_size, args.seed, world.rank, world.size),
+        num_workers=args.num_workers,
+        pin_memory=args.pin_mem and device.type == "cuda",
+    )
+    return TrainingData(folder, loader, held_out, held_out[world.rank :: world.size])
 
 
 def plan_training(args: argparse.Namespace, num_batches: int, world_size: int) -> Plan:
@@ -217,24 +339,20 @@ def initial_state(args: argparse.Namespace, meta: StoreMeta, device: torch.devic
     )
 
 
-def announce(
-    plan: Plan, loader: DataLoader[PatchPairs], held_out: PairsDataset, meta: StoreMeta, device: torch.device
-) -> None:
+def announce(plan: Plan, data: TrainingData, device: torch.device) -> None:
     """Say what is trained on, for how long, and what is doubtful about it."""
+    meta = data.folder.meta
     print(
-        f"{meta.rgb_backbone} + {meta.xyz_backbone} features of {len(loader.dataset)} samples, "
-        f"{len(held_out)} more held out; {plan.epochs} epochs, {plan.steps} optimiser steps on {device}"
+        f"{meta.rgb_backbone} + {meta.xyz_backbone} features of {len(data.loader.dataset)} samples, "
+        f"{len(data.held_out)} more held out; {plan.epochs} epochs, {plan.steps} optimiser steps on {device}"
     )
     if meta.random_weights:
         print("warning: a backbone of these features had random weights; the block will know nothing")
-    if not len(held_out):
+    if not data.held_out:
         print("warning: no sample is held out, so there is no retrieval score")
     if plan.warning() is not None:
         print(f"warning: {plan.warning()}")
 
 
 if __name__ == "__main__":
-    try:
-        main(get_args_parser().parse_args())
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"fusion_pretrain.py: error: {error}")
+    sys.exit(run())

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -274,9 +275,7 @@ Samples = Mapping[str, Mapping[str, list[SampleFiles]]]  # by class and split
 
 def _run_classes(args: argparse.Namespace, settings: Settings, samples: Samples) -> int:
     # torch takes seconds to import: --help and wrong flags have answered by now
-    from feature_extractors.saved_features import store_meta
     from m3dm_runner import M3DM
-    from models.uff.feature_store import FeatureStoreWriter
 
     model = M3DM(
         settings,
@@ -291,16 +290,27 @@ def _run_classes(args: argparse.Namespace, settings: Settings, samples: Samples)
         print(
             "warning: --random_weights: these results mean nothing, only that the code runs", file=sys.stderr
         )
-    store = None
-    if args.save_feature:
-        store = FeatureStoreWriter(args.save_feature_path, meta=store_meta(settings, model.weights))
     record = open_record(args.results_dir, _header(args, model), list(samples))
-    for name in samples:
-        if name in record["classes"] and _has_its_files(name, args, store):
-            print(f"{name}: done by the run that was cut, kept")
-            continue
-        _run_class(name, samples[name], model, store, args, record)
+    with _feature_store(args, model) as store:
+        for name in samples:
+            if name in record["classes"] and _has_its_files(name, args, store):
+                print(f"{name}: done by the run that was cut, kept")
+                continue
+            _run_class(name, samples[name], model, store, args, record)
     return _write_tables(args, list(samples), record)
+
+
+def _feature_store(
+    args: argparse.Namespace, model: M3DM
+) -> AbstractContextManager[FeatureStoreWriter | None]:
+    """The folder that --save_feature fills, for this run alone."""
+    if not args.save_feature:
+        return nullcontext()
+    from feature_extractors.saved_features import store_meta
+    from models.uff.feature_store import FeatureStoreWriter
+
+    dataset = f"{args.dataset_type} {args.dataset_path.resolve()}"
+    return FeatureStoreWriter.open(args.save_feature_path, store_meta(model.settings, model.weights, dataset))
 
 
 def _has_its_files(name: str, args: argparse.Namespace, store: FeatureStoreWriter | None) -> bool:

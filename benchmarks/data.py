@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from dataset import SampleFiles, list_samples
 from utils.demo_data import DemoSettings, write_demo_data
 from utils.preprocessing import Parameters, preprocess_dataset
 
@@ -20,6 +21,14 @@ class BenchmarkClass:
     root: Path
     name: str
     kind: str
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.name
+
+    def samples(self, split: str) -> list[SampleFiles]:
+        """The files of "train" or "test"."""
+        return list_samples(self.folder, split)
 
 
 def prepare_class(folder: Path, dataset_path: Path | None = None) -> BenchmarkClass:

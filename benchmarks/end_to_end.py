@@ -3,7 +3,7 @@
 python benchmarks/end_to_end.py                      # all samples of the class; the plain way is added up
 python benchmarks/end_to_end.py --train 8            # fewer training samples
 
-Ours runs in full, through m3dm_runner, with networks of random weights. The plain way (tests/reference/detector.py
+Ours runs in full, as main.py runs it, with networks of random weights. The plain way (tests/reference/detector.py
 and the plain twins) would take hours: each of its stages is timed on a few samples, and the medians are multiplied
 by how often the released code runs them: features of every training sample twice, the scores of all samples, one
 pass over all rows per coreset row. Reading files is left out of it.
@@ -35,12 +35,11 @@ import torch
 from benchmarks.data import BenchmarkClass, prepare_class
 from benchmarks.predict import compare_with_backbones
 from benchmarks.timing import time_row, timed
-from dataset import list_samples, load_sample
-from feature_extractors.decision import OneClassDecision
-from feature_extractors.extractor import Extractor, Preparation, PreparedSample
-from feature_extractors.networks import Networks, load_networks
+from dataset import SampleFiles, load_sample
+from feature_extractors.decision import fit_one_class_decision
+from feature_extractors.networks import WeightsSource, load_networks
 from feature_extractors.settings import Settings
-from m3dm_runner import M3DM, DataSource
+from m3dm_runner import M3DM, evaluate
 from tests.reference.detector import (
     plain_coreset_choices,
     plain_features,
@@ -49,11 +48,12 @@ from tests.reference.detector import (
     plain_score,
 )
 from tests.reference.metrics import plain_pixel_metrics
+from utils.metrics import measure
+from utils.observer import ClassReport
 from utils.structures import Modality, Score
 
-SETTINGS = Settings(max_sample=400)
-BANKS: tuple[Modality, ...] = ("xyz", "rgb", "fusion")
-PATCHES = {"xyz": 3136, "rgb": 784, "fusion": 3136}
+SETTINGS = Settings()
+PATCHES: dict[Modality, int] = {"xyz": 3136, "rgb": 784, "fusion": 3136}
 PROJECTED_DIM = 334
 CHOICES = 8  # passes of the plain coreset that are timed
 PROJECTED_SHARE = 8  # of the rows, one in so many is projected
@@ -92,13 +92,11 @@ def run(
     """The stage table, the whole, its extrapolation to LARGE_CLASS, and predict beside the bare backbones."""
     with tempfile.TemporaryDirectory() as folder:
         data = prepare_class(Path(folder), dataset_path)
-        networks = load_networks(SETTINGS, None, None)
-        few = _prepared(data, samples)
-        runner = _run_ours(data, networks, train, num_workers)
-        predict = compare_with_backbones(runner, data, samples=12, rounds=2)
-        plain, plain_sample = _plain_stages(runner, networks, few)
-    ours = Stages(**runner.report.watch.seconds)
-    sizes = runner.report.counts["train"], runner.report.counts["test"]
+        model, ours, sizes = _run_ours(data, train, num_workers)
+        few = data.samples("train")[:samples]
+        our_sample = _our_sample(model, few, ours.predict / sizes[1])
+        predict = compare_with_backbones(model, data, samples=12, rounds=2)
+        plain, plain_sample = _plain_stages(model, few, *sizes)
     rows = [
         time_row(
             f"end to end, {name}",
@@ -109,61 +107,62 @@ def run(
         )
         for name in (*vars(ours), "total")
     ]
-    large = _extrapolated(plain, plain_sample, sizes), _extrapolated(ours, _our_sample(runner, few), sizes)
+    large = _extrapolated(plain, plain_sample, sizes), _extrapolated(ours, our_sample, sizes)
     note = f"both extrapolated from {sizes[0]} + {sizes[1]} samples"
     rows.append(time_row("end to end, total", _size(data, LARGE_CLASS), large[0].total, large[1].total, note))
-    return [*rows, predict]
+    return [*rows, *predict]
 
 
-def _prepared(data: BenchmarkClass, count: int) -> list[PreparedSample]:
-    files = list_samples(data.root, data.name, "train")[:count]
-    return [Preparation(SETTINGS)(load_sample(file, SETTINGS.img_size)) for file in files]
-
-
-def _run_ours(data: BenchmarkClass, networks: Networks, train: int | None, num_workers: int) -> M3DM:
-    source = DataSource(data.root, num_workers, batch_size=1)
+def _run_ours(
+    data: BenchmarkClass, train: int | None, num_workers: int
+) -> tuple[M3DM, Stages, tuple[int, int]]:
+    """The fitted model, seconds of the stages, and how many training and test samples there were."""
     settings = Settings(max_sample=train) if train else SETTINGS
-    runner = M3DM(settings, Extractor(settings, networks, torch.device("cpu")), source)
-    runner.fit(data.name).evaluate(data.name)
-    return runner
+    report = ClassReport()
+    model = M3DM(settings, random_weights=True, device="cpu", num_workers=num_workers, observer=report)
+    model.fit(data.folder)
+    evaluated = evaluate(model, data.samples("test"))
+    with report.stage("metrics"):
+        measure(evaluated.predictions)
+    return model, Stages(**report.watch.seconds), (model.counts_["train"], len(evaluated.files))
 
 
-def _plain_stages(runner: M3DM, networks: Networks, few: list[PreparedSample]) -> tuple[Stages, PerSample]:
+def _our_sample(model: M3DM, few: list[SampleFiles], whole: float) -> PerSample:
+    """Ours on one sample: the scores timed by themselves, the rest of the `whole` second is features."""
+    patches = [model.extract(files.rgb, files.xyz) for files in few]
+    scores = median(timed(partial(model.detector_.score, of_sample))[0] for of_sample in patches)
+    return PerSample(whole - scores, scores)
+
+
+def _plain_stages(model: M3DM, few: list[SampleFiles], train: int, test: int) -> tuple[Stages, PerSample]:
     """The plain way's stages for as many samples as ours had; see the head of this file."""
-    train, test = runner.report.counts["train"], runner.report.counts["test"]
-    plain = plain_networks(networks)
+    networks = plain_networks(load_networks(SETTINGS, WeightsSource(random_weights=True), model.device))
     features, scores, maps = [], [], []
-    for prepared in few:
-        seconds, patches = timed(partial(plain_features, plain, prepared.sample))
+    for files in few:
+        sample = load_sample(files.rgb, files.xyz, SETTINGS.img_size)
+        seconds, patches = timed(partial(plain_features, networks, sample))
         features.append(seconds)
-        seconds, found = timed(partial(_plain_scores, runner, patches))
+        seconds, found = timed(partial(_plain_scores, model, patches))
         scores.append(seconds)
         maps.append([Score(*score) for score in found])
-    sample = PerSample(median(features), median(scores))
+    one = PerSample(median(features), median(scores))
     repeated = [maps[i % len(maps)] for i in range(train)]
-    svm = timed(partial(_fit_svm, repeated))[0]
-    decide = timed(partial(runner.detector.decision.decide, maps[0]))[0]
+    svm = timed(partial(fit_one_class_decision, repeated, SETTINGS))[0]
+    decide = timed(partial(model.detector_.decision.decide, maps[0]))[0]
     return Stages(
-        extract_train=2 * train * sample.features,  # once for the banks, once for the decision
+        extract_train=2 * train * one.features,  # once for the banks, once for the decision
         fit_banks=_plain_banks(train),
-        fit_decision=train * sample.scores + svm,
-        predict=test * (sample.features + sample.scores + decide),
+        fit_decision=train * one.scores + svm,
+        predict=test * (one.features + one.scores + decide),
         metrics=_plain_metrics(test),
-    ), sample
+    ), one
 
 
-def _plain_scores(runner: M3DM, patches: dict[Modality, torch.Tensor]) -> list[tuple[float, np.ndarray]]:
-    scores = []
-    for name in BANKS:
-        by = runner.detector.standardizations_[name]
-        rows = patches[name] if by is None else by.apply(patches[name])
-        scores.append(plain_score(rows, runner.detector.banks_[name].rows))
-    return scores
-
-
-def _fit_svm(scores: list[list[Score]]) -> None:
-    decision = OneClassDecision(BANKS, SETTINGS.lambdas, SETTINGS.ocsvm_nu, SETTINGS.ocsvm_maxiter)
-    decision.fit(scores)
+def _plain_scores(model: M3DM, patches: dict[Modality, torch.Tensor]) -> list[tuple[float, np.ndarray]]:
+    return [
+        plain_score(bank.standardization.apply(patches[name]), bank.rows)
+        for name, bank in model.detector_.banks.items()
+    ]
 
 
 def _plain_banks(train: int) -> float:
@@ -171,9 +170,9 @@ def _plain_banks(train: int) -> float:
     rng = np.random.default_rng(0)
     left = int(SETTINGS.f_coreset * PATCHES["xyz"] * train)
     total = 0.0
-    for name, dim in (("xyz", 1152), ("rgb", 768), ("fusion", 1920)):
-        count = PATCHES[name] * train
-        part = rng.standard_normal((count // PROJECTED_SHARE, dim), dtype=np.float32)
+    for name, patches in PATCHES.items():
+        count = patches * train
+        part = rng.standard_normal((count // PROJECTED_SHARE, SETTINGS.dim(name)), dtype=np.float32)
         total += PROJECTED_SHARE * timed(partial(plain_projection, part))[0]
         projected = torch.from_numpy(rng.standard_normal((count, PROJECTED_DIM), dtype=np.float32))
         once = timed(partial(plain_coreset_choices, projected, 1))[0]
@@ -189,16 +188,6 @@ def _plain_metrics(test: int) -> float:
     masks = np.zeros(maps.shape, dtype=bool)
     masks[: max(1, test * 4 // 5), 90:120, 90:120] = True
     return timed(partial(plain_pixel_metrics, masks, maps))[0]
-
-
-def _our_sample(runner: M3DM, few: list[PreparedSample]) -> PerSample:
-    """Ours on one sample: the scores timed by themselves, the rest of predict is features."""
-    scores = []
-    for prepared in few:
-        patches = runner.extractor.extract([prepared])[0]
-        scores.append(timed(partial(runner.detector.predict, patches))[0])
-    whole = runner.report.watch.seconds["predict"] / runner.report.counts["test"]
-    return PerSample(whole - median(scores), median(scores))
 
 
 def _extrapolated(stages: Stages, sample: PerSample, sizes: tuple[int, int]) -> Stages:

@@ -17,7 +17,7 @@ from torch import Tensor
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.timing import compare
+from benchmarks.timing import compare, wait_for
 from models.point_transformer.group_encoder import GroupEncoder
 from models.point_transformer.point_ops import group_points
 from tests.reference.formula import fill
@@ -47,9 +47,7 @@ def run(
 
 
 def _finished(tokens: Tensor) -> Tensor:
-    """Wait for the GPU, so that the clock sees the work."""
-    if tokens.is_cuda:
-        torch.cuda.synchronize(tokens.device)
+    wait_for(tokens.device)
     return tokens
 
 

@@ -15,12 +15,13 @@ the SVMs stop early, for the same reason.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import warnings
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -31,13 +32,14 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 
 from benchmarks.timing import table_row
-from feature_extractors.decision import OneClassDecision
-from feature_extractors.detector import Detector
-from feature_extractors.memory_bank.training_patches import PatchCollector, TrainingPatches
-from feature_extractors.networks import load_networks
-from feature_extractors.settings import Settings
+from feature_extractors.decision import fit_one_class_decision
+from feature_extractors.detector import Training, fit_banks
+from feature_extractors.memory_bank.bank import MemoryBank
+from feature_extractors.memory_bank.training_patches import PatchCollector
+from feature_extractors.networks import WeightsSource, load_networks
+from feature_extractors.settings import FeatureDtype, Settings
 from m3dm_runner import DTYPES
-from models.uff.feature_store import paired_rgb
+from models.uff.pairing import paired_rgb
 from utils.resources import Stopwatch, peak_memory_mb
 from utils.structures import Modality, Patches
 
@@ -47,7 +49,6 @@ XYZ_SIDE, RGB_SIDE = 56, 28
 FILLED = slice(13, 44)  # rows and columns of the xyz grid that hold points: 31 x 31 of 56 x 56, 31 %
 HIDDEN_DIMS, CLUSTERS, NOISE = 24, 40, 0.05
 SVM_PASSES = 5  # their number is nothing to the memory, and on such features they are hundreds
-FeatureDtype = Literal["float32", "float16"]
 DTYPE_NAMES: tuple[FeatureDtype, ...] = ("float32", "float16")
 
 
@@ -64,57 +65,59 @@ def run(samples: int = 64, scored: int = 4) -> list[dict[str, Any]]:
 def measure(samples: int, scored: int, dtype: FeatureDtype) -> tuple[dict[str, float], float]:
     """Seconds of the stages, and the peak in GB of this process, which is to be fresh."""
     settings = Settings(feature_dtype=dtype, max_sample=samples, ocsvm_maxiter=SVM_PASSES)
-    networks = load_networks(settings, None, None)  # held, as in a run
+    held = load_networks(settings, WeightsSource(random_weights=True), torch.device("cpu"))  # as in a run
     watch = Stopwatch()
     training = _generated(samples, DTYPES[dtype])
-    detector = Detector(settings)
     warnings.simplefilter("ignore", ConvergenceWarning)
     with watch.stage("fit_banks"):
-        detector.fit_banks(training)
+        banks = fit_banks(training, settings)
     with watch.stage("fit_decision"):
-        _fit_decision(detector, training, scored)
-    del networks
+        _fit_decision(banks, training, settings, scored)
+    del held
     return watch.seconds, (peak_memory_mb() or 0.0) / 1000
 
 
-def _fit_decision(detector: Detector, training: dict[Modality, TrainingPatches], scored: int) -> None:
-    """Detector.fit_decision, with the scores of the first samples standing for the others'."""
-    count = len(training["xyz"])
-    if scored >= count:
-        detector.fit_decision(training)
-        return
-    per_sample = list(zip(*(training[name].first(scored) for name in DIMS), strict=True))
-    scores = [detector._bank_scores(list(patches)) for patches in per_sample]
-    assert isinstance(detector.decision, OneClassDecision)
-    detector.decision.fit([scores[i % scored] for i in range(count)])
+def _fit_decision(
+    banks: dict[Modality, MemoryBank], training: Training, settings: Settings, scored: int
+) -> None:
+    """detector.fit_decision, with the scores of the first samples standing for the others'."""
+    first = zip(*(training[name].first(scored) for name in banks), strict=True)
+    scores = [
+        [bank.score(patches) for bank, patches in zip(banks.values(), sample, strict=True)]
+        for sample in first
+    ]
+    repeated = [scores[i % len(scores)] for i in range(settings.max_sample)]
+    fit_one_class_decision(repeated, settings)
 
 
-def _generated(samples: int, dtype: torch.dtype) -> dict[Modality, TrainingPatches]:
+def _generated(samples: int, dtype: torch.dtype) -> Training:
     """Patches as the extractor gives them, sample by sample: distinct rows once, empty xyz patches as one."""
     rng = torch.Generator().manual_seed(0)
-    index = {"rgb": torch.arange(RGB_SIDE**2), "xyz": _xyz_index()}
-    pairs = index["xyz"] * len(index["rgb"]) + index["rgb"][paired_rgb("colocated", RGB_SIDE, XYZ_SIDE)]
-    index["fusion"] = torch.unique(pairs, return_inverse=True)[1]
+    row_of_patch = _rows_of_patches()
     bases = {name: torch.randn(HIDDEN_DIMS, dim, generator=rng) for name, dim in DIMS.items()}
     centers = 2 * torch.randn(CLUSTERS, HIDDEN_DIMS, generator=rng)
     collectors = {name: PatchCollector(samples, dtype) for name in DIMS}
     for _ in range(samples):
         for name, basis in bases.items():
-            count = int(index[name].max()) + 1
+            count = int(row_of_patch[name].max()) + 1
             hidden = centers[torch.randint(CLUSTERS, (count,), generator=rng)]
             hidden = hidden + torch.randn(count, HIDDEN_DIMS, generator=rng)
             rows = hidden @ basis + NOISE * torch.randn(count, DIMS[name], generator=rng)
             if name == "xyz":
                 rows[-1] = 0
-            collectors[name].add(Patches(rows, index[name], int(len(index[name]) ** 0.5)))
+            collectors[name].add(Patches(rows, row_of_patch[name], math.isqrt(PATCHES[name])))
     return {name: collector.joined() for name, collector in collectors.items()}
 
 
-def _xyz_index() -> torch.Tensor:
+def _rows_of_patches() -> dict[Modality, torch.Tensor]:
+    """The row of each patch of a sample, (P,): xyz patches without a point share the last one."""
     filled = torch.zeros(XYZ_SIDE, XYZ_SIDE, dtype=torch.bool)
     filled[FILLED, FILLED] = True
     occupied = filled.flatten()
-    return torch.where(occupied, occupied.cumsum(0) - 1, int(occupied.sum()))
+    xyz = torch.where(occupied, occupied.cumsum(0) - 1, int(occupied.sum()))
+    pairs = xyz * PATCHES["rgb"] + paired_rgb("colocated", RGB_SIDE, XYZ_SIDE)
+    fusion = torch.unique(pairs, return_inverse=True)[1]
+    return {"xyz": xyz, "rgb": torch.arange(PATCHES["rgb"]), "fusion": fusion}
 
 
 def _row(samples: int, scored: int, dtype: str, seconds: dict[str, float], peak: float) -> dict[str, Any]:

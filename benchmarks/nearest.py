@@ -73,7 +73,7 @@ FEATURES = {"gaussian": _gaussian, "clusters": _clusters, "on a surface": _on_a_
 
 def _nearest_patches(patches: Patches, bank: NearestRows) -> tuple[torch.Tensor, torch.Tensor]:
     distance, row_number = bank.nearest(patches.rows)
-    return distance[patches.index], row_number[patches.index]
+    return distance[patches.row_of_patch], row_number[patches.row_of_patch]
 
 
 def _exactness(result: Comparison) -> str:

@@ -12,7 +12,8 @@ import argparse
 import os
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,17 +25,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as main.py does, before t
 import numpy as np
 
 from benchmarks.data import BenchmarkClass, prepare_class
-from benchmarks.timing import compare, table_row
-from dataset import list_samples, load_sample
-from feature_extractors.extractor import Extractor, Preparation
-from feature_extractors.networks import Networks, load_networks
+from benchmarks.timing import compare, table_row, wait_for
+from dataset import load_sample
+from feature_extractors.extractor import Extractor
+from feature_extractors.networks import WeightsSource, load_networks
 from feature_extractors.settings import Settings
-from m3dm_runner import M3DM, DataSource, TestScores
+from m3dm_runner import M3DM, evaluate
 from utils.devices import choose_device
-from utils.metrics import METRICS, Predictions, measure
+from utils.metrics import Predictions, measure
+from utils.structures import Modality, Patches
 
 Precision = Literal["float32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
+METRICS = {"image_rocauc": "image ROC AUC", "pixel_rocauc": "pixel ROC AUC", "au_pro": "AU-PRO"}
 
 
 @dataclass(frozen=True)
@@ -49,57 +52,63 @@ class Options:
     checkpoint_dir: Path | None = None
     fusion_module_path: Path | None = None
 
+    @property
+    def weights(self) -> WeightsSource:
+        """Random where no folder is named."""
+        return WeightsSource(
+            self.checkpoint_dir or Path(), self.fusion_module_path, random_weights=self.checkpoint_dir is None
+        )
+
 
 def run(options: Options | None = None) -> list[dict[str, Any]]:
     """Rows: time of the networks on a sample, then scores and metrics of the class."""
     options = options or Options()
-    settings = Settings(max_sample=options.train)
-    networks = load_networks(settings, options.checkpoint_dir, options.fusion_module_path)
     with tempfile.TemporaryDirectory() as folder:
         data = prepare_class(Path(folder), options.dataset_path)
-        speed = _speed_row(data, networks, options)
-        plain, ours = (_scores(data, networks, settings, name, options) for name in PRECISIONS)
+        speed = _speed_row(data, options)
+        plain, ours = (_predictions(data, name, options) for name in PRECISIONS)
     weights = "random weights" if options.checkpoint_dir is None else "given weights"
     size = f"{options.train} + {len(plain.scores)} {data.kind}, {weights}"
     return [speed, _shift_row(size, plain, ours), *_metric_rows(size, plain, ours)]
 
 
-def _extractor(networks: Networks, precision: Precision, options: Options) -> Extractor:
-    settings = replace(Settings(), precision=precision)
-    return Extractor(settings, networks, choose_device(options.device))
+def _speed_row(data: BenchmarkClass, options: Options) -> dict[str, Any]:
+    device = choose_device(options.device)
+    networks = load_networks(Settings(), options.weights, device)
+    plain, ours = (Extractor(Settings(precision=name), networks, device) for name in PRECISIONS)
+    files = data.samples("train")[0]
+    prepared = plain.preparation(load_sample(files.rgb, files.xyz, Settings().img_size))
 
+    def extract(extractor: Extractor) -> dict[Modality, Patches]:
+        patches = extractor.extract([prepared])[0]
+        wait_for(device)
+        return patches
 
-def _speed_row(data: BenchmarkClass, networks: Networks, options: Options) -> dict[str, Any]:
-    settings = Settings()
-    files = list_samples(data.root, data.name, "train")[0]
-    prepared = Preparation(settings)(load_sample(files, settings.img_size))
-    plain, ours = (_extractor(networks, name, options) for name in PRECISIONS)
-    result = compare(
-        lambda: plain.extract([prepared])[0], lambda: ours.extract([prepared])[0], options.repeats
-    )
+    result = compare(partial(extract, plain), partial(extract, ours), options.repeats)
     errors = ", ".join(f"{name} {_error(result.plain[name], result.ours[name]):.0e}" for name in result.plain)
-    return result.row("networks of a sample, bf16", f"on {plain.device}", f"relative shift {errors}")
+    return result.row("networks of a sample, bf16", f"on {device}", f"relative shift {errors}")
 
 
 def _error(plain: Any, ours: Any) -> float:
     return float((plain.dense() - ours.dense()).norm() / plain.dense().norm())
 
 
-def _scores(
-    data: BenchmarkClass, networks: Networks, settings: Settings, precision: Precision, options: Options
-) -> TestScores:
-    runner = M3DM(
-        replace(settings, precision=precision),
-        _extractor(networks, precision, options),
-        DataSource(data.root, 1, 1),
+def _predictions(data: BenchmarkClass, precision: Precision, options: Options) -> Predictions:
+    weights = options.weights
+    model = M3DM(
+        Settings(max_sample=options.train, precision=precision),
+        checkpoint_dir=weights.checkpoint_dir,
+        fusion_module_path=weights.fusion_module_path,
+        random_weights=weights.random_weights,
+        device=options.device,
+        num_workers=1,
     )
-    runner.fit(data.name)
-    files = list_samples(data.root, data.name, "test")
+    files = data.samples("test")
     chosen = np.linspace(0, len(files) - 1, min(options.test, len(files))).astype(int)
-    return runner._predict([files[i] for i in chosen], precision)
+    return evaluate(model.fit(data.folder), [files[i] for i in chosen]).predictions
 
 
-def _shift_row(size: str, plain: TestScores, ours: TestScores) -> dict[str, Any]:
+def _shift_row(size: str, plain: Predictions, ours: Predictions) -> dict[str, Any]:
     spread = float(plain.scores.std())
     image = float(np.abs(ours.scores - plain.scores).max()) / spread
     pixel = float(np.abs(ours.maps - plain.maps).mean() / plain.maps.std())
@@ -109,18 +118,13 @@ def _shift_row(size: str, plain: TestScores, ours: TestScores) -> dict[str, Any]
     return table_row("shift of scores, bf16", size, exactness=text)
 
 
-def _metric_rows(size: str, plain: TestScores, ours: TestScores) -> list[dict[str, Any]]:
-    pairs = zip(_metrics(plain).items(), _metrics(ours).values(), strict=True)
+def _metric_rows(size: str, plain: Predictions, ours: Predictions) -> list[dict[str, Any]]:
+    before, after = measure(plain), measure(ours)
     return [
-        table_row(f"{name}, bf16", size, plain=f"{a:.4f}", ours=f"{b:.4f}", exactness=f"shift {b - a:+.4f}")
-        for (name, a), b in pairs
+        table_row(f"{title}, bf16", size, plain=f"{a:.4f}", ours=f"{b:.4f}", exactness=f"shift {b - a:+.4f}")
+        for name, title in METRICS.items()
+        if (a := before[name]) is not None and (b := after[name]) is not None
     ]
-
-
-def _metrics(scores: TestScores) -> dict[str, float]:
-    values = measure(Predictions(scores.labels, scores.scores, scores.masks, scores.maps))
-    published = {metric.title: values[metric.key] for metric in METRICS if metric.table_file}
-    return {name: value for name, value in published.items() if value is not None}
 
 
 def main() -> None:

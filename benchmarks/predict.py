@@ -3,8 +3,12 @@
 python benchmarks/predict.py                         # banks of all training samples
 python benchmarks/predict.py --train 8 --num_workers 2
 
-The networks have random weights. Bare backbones and predict take turns; bare means the ViT on one image and the
-point transformer on one prepared cloud, with all cores at work on it.
+Two rows: many parts through the pipeline, which prepares the next in other processes and gives each core a part of
+its own, and M3DM.predict of one part after another, all of whose steps wait for each other.
+
+The networks have random weights. Bare backbones and both ways to predict take turns; bare means the ViT on one image
+and the point transformer on one prepared cloud, with all cores at work on it. The notes are medians of the quotient of
+neighbours in time, which hold where the machine's load changes.
 """
 
 from __future__ import annotations
@@ -13,8 +17,8 @@ import argparse
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 if __package__ in (None, ""):
@@ -22,19 +26,46 @@ if __package__ in (None, ""):
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as main.py does, before torch is imported
 
+import numpy as np
 import torch
+from torch import nn
 
 from benchmarks.data import BenchmarkClass, prepare_class
-from benchmarks.timing import time_row, timed
-from dataset import list_samples, load_sample
-from feature_extractors.extractor import Extractor, Preparation, PreparedSample
-from feature_extractors.networks import load_networks
+from benchmarks.timing import time_row, timed, wait_for
+from dataset import SampleFiles, load_sample
+from feature_extractors.networks import WeightsSource, load_networks
 from feature_extractors.settings import Settings
-from m3dm_runner import M3DM, DataSource
-from models.vit import vit_patches
-from utils.devices import choose_device
+from m3dm_runner import M3DM
+from models.point_transformer.encoder import PointTransformerEncoder
+from models.point_transformer.transformer import PointTransformer
 
-BARE_SAMPLES = 2  # a round
+PARTS = 3  # one after another, a round
+
+
+class BareBackbones:
+    """The networks of a model and the tensors that they take, nothing around them."""
+
+    def __init__(self, model: M3DM) -> None:
+        networks = load_networks(model.settings, WeightsSource(random_weights=True), model.device)
+        assert isinstance(networks.rgb, nn.Module)
+        assert isinstance(networks.xyz, PointTransformerEncoder)
+        self.rgb: nn.Module = networks.rgb
+        self.xyz: PointTransformer = networks.xyz.network
+        self.prepare = networks.xyz.prepare
+        self.device, self.image_size = model.device, model.settings.img_size
+
+    def inputs(self, part: SampleFiles) -> tuple[torch.Tensor, ...]:
+        """Image (1, 3, S, S), groups (1, G, M, 3) and centres (1, G, 3) of a part."""
+        sample = load_sample(part.rgb, part.xyz, self.image_size)
+        groups = self.prepare(sample).geometry.groups
+        arrays = (sample.image, groups.groups, groups.centers)
+        return tuple(torch.from_numpy(array)[None].to(self.device) for array in arrays)
+
+    @torch.inference_mode()
+    def forward(self, image: torch.Tensor, groups: torch.Tensor, centers: torch.Tensor) -> None:
+        self.rgb(image)
+        self.xyz(groups, centers)
+        wait_for(self.device)
 
 
 def run(
@@ -46,49 +77,45 @@ def run(
     device: str = "auto",
     dataset_path: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """One row; times are medians over the rounds."""
+    """Two rows; times are medians over the rounds."""
     settings = Settings(max_sample=train or Settings.max_sample)
-    extractor = Extractor(settings, load_networks(settings, None, None), choose_device(device))
+    model = M3DM(settings, random_weights=True, device=device, batch_size=batch_size, num_workers=num_workers)
     with tempfile.TemporaryDirectory() as folder:
         data = prepare_class(Path(folder), dataset_path)
-        runner = M3DM(settings, extractor, DataSource(data.root, num_workers, batch_size))
-        runner.fit(data.name)
-        return [compare_with_backbones(runner, data, samples, rounds)]
+        return compare_with_backbones(model.fit(data.folder), data, samples, rounds)
 
 
-def compare_with_backbones(runner: M3DM, data: BenchmarkClass, samples: int, rounds: int) -> dict[str, Any]:
-    """The row of a fitted runner: predict on test samples and the bare backbones, in turns."""
-    files = (list_samples(data.root, data.name, "test") * samples)[:samples]
-    prepare, size = Preparation(runner.settings), runner.settings.img_size
-    prepared = [prepare(load_sample(file, size)) for file in files[:BARE_SAMPLES]]
-    bare, ours = [], []
-    for _ in range(rounds):
-        bare.append(timed(lambda: [_bare_forwards(runner.extractor, one) for one in prepared])[0])
-        ours.append(timed(lambda: runner._predict(files, "predict"))[0])
-    banks = "/".join(str(len(bank.rows)) for bank in runner.detector.banks_.values())
-    description = f"{data.kind}, banks of {banks} rows, {runner.extractor.device}"
-    seconds = median(bare) / len(prepared), median(ours) / samples
-    note = f"{seconds[1] / seconds[0]:.2f} x the backbones' time"
-    return time_row("predict a sample, plain = bare backbones", description, *seconds, note)
+def compare_with_backbones(
+    model: M3DM, data: BenchmarkClass, samples: int, rounds: int
+) -> list[dict[str, Any]]:
+    """The rows of a fitted model: both ways to predict test samples and the bare backbones, in turns."""
+    parts = (data.samples("test") * samples)[:samples]
+    backbones = BareBackbones(model)
+    inputs = [backbones.inputs(part) for part in parts[:PARTS]]
+    backbones.forward(*inputs[0])
+    model.predict(parts[0].rgb, parts[0].xyz)
+    bare, single, many = np.empty((rounds, len(inputs))), np.empty((rounds, len(inputs))), np.empty(rounds)
+    for i in range(rounds):
+        for j, tensors in enumerate(inputs):
+            bare[i, j] = timed(partial(backbones.forward, *tensors))[0]
+            single[i, j] = timed(partial(model.predict, parts[j].rgb, parts[j].xyz))[0]
+        many[i] = timed(lambda: list(model.predict_all(parts)))[0] / samples
+    banks = "/".join(str(len(bank.rows)) for bank in model.detector_.banks.values())
+    size = f"{data.kind}, banks of {banks} rows, {model.device}"
+    return [
+        _row("predict a sample", size, bare, many, many / np.median(bare, axis=1)),
+        _row("M3DM.predict a part", size, bare, single, single / bare),
+    ]
 
 
-@torch.inference_mode()
-def _bare_forwards(extractor: Extractor, prepared: PreparedSample) -> None:
-    """ViT and point transformer of one sample, on all cores, nothing else."""
-    assert prepared.groups is not None
-    assert extractor.rgb is not None
-    assert extractor.xyz is not None
-    images = torch.from_numpy(prepared.sample.image)[None].to(extractor.device)
-    groups = torch.from_numpy(prepared.groups.groups)[None].to(extractor.device)
-    centers = torch.from_numpy(prepared.groups.centers)[None].to(extractor.device)
-    vit_patches(extractor.rgb, images)
-    extractor.xyz(groups, centers)
-    if extractor.device.type == "cuda":
-        torch.cuda.synchronize()
+def _row(part: str, size: str, bare: np.ndarray, ours: np.ndarray, quotients: np.ndarray) -> dict[str, Any]:
+    seconds = float(np.median(bare)), float(np.median(ours))
+    note = f"{np.median(quotients):.2f} x the backbones' time"
+    return time_row(f"{part}, plain = bare backbones", size, *seconds, note)
 
 
 def main() -> None:
-    """Print the row."""
+    """Print the rows."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

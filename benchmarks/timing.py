@@ -6,7 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 COLUMNS = ("part", "size", "plain", "ours", "ratio", "exactness", "peak_memory")
 
@@ -42,6 +45,14 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
     start = time.perf_counter()
     result = function()
     return time.perf_counter() - start, result
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU is done, so that the clock sees the work."""
+    if device.type == "cuda":
+        import torch  # slow to import, and run_all.py, which wants the columns, needs none of it
+
+        torch.cuda.synchronize(device)
 
 
 def table_row(part: str, size: str, **cells: Any) -> dict[str, Any]:

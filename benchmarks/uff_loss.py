@@ -33,7 +33,7 @@ WARM_UP_PAIRS = 64
 
 
 def plain(queries: torch.Tensor, keys: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    return plain_contrastive_loss(queries[index], keys, 1.0)
+    return plain_contrastive_loss(queries[index], keys)
 
 
 LOSSES: dict[str, Loss] = {"plain": plain, "ours": contrastive_loss}

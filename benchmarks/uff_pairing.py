@@ -15,7 +15,6 @@ import dataclasses
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,26 +27,28 @@ import torch
 
 import fusion_pretrain
 from benchmarks.timing import table_row
-from dataset import BadSample, SampleDataset, list_samples
-from feature_extractors.detector import Detector
-from feature_extractors.extractor import Extractor, Preparation, fuse_patches
+from dataset import SampleFiles, list_samples, resized_mask
+from feature_extractors.detector import Detector, fit_banks, fit_decision
+from feature_extractors.extractor import fuse_patches
 from feature_extractors.memory_bank.training_patches import TrainingPatches
-from feature_extractors.networks import load_networks
+from feature_extractors.saved_features import store_meta
 from feature_extractors.settings import Settings
-from m3dm_runner import open_store
+from m3dm_runner import M3DM
 from models.uff.block import FusionBlock, load_fusion_block, random_fusion_block
 from models.uff.engine import evaluate_retrieval
-from models.uff.pairs import PairsDataset, open_folder, split_files
+from models.uff.feature_store import FeatureStoreWriter
+from models.uff.pairs import open_folder, read_pairs, split_files
 from utils.demo_data import DemoSettings, write_demo_data
 from utils.devices import choose_device
 from utils.metrics import Predictions, measure
 from utils.preprocessing import Parameters, preprocess_dataset
-from utils.structures import Modality, Patches, Sample
+from utils.structures import Modality, Patches
 
 METHODS = ("Fusion", "DINO+Point_MAE+Fusion")
 PAIRINGS = ("scrambled", "colocated")
 DEMO = DemoSettings(train=6, validation=0, test_per_kind=1)
-Extracted = list[tuple[Sample, dict[Modality, Patches]]]
+METRICS = {"image_rocauc": "I-AUROC", "pixel_rocauc": "P-AUROC", "au_pro": "AU-PRO"}
+Extracted = list[tuple[SampleFiles, dict[Modality, Patches]]]
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,21 @@ def run(options: Options | None = None) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         root = options.dataset_path or _write_demo(work / "demo")
-        networks = load_networks(settings, options.checkpoint_dir, None)
-        train, test = _extract(root, Extractor(settings, networks, choose_device(options.device)), options)
+        model = M3DM(
+            settings,
+            checkpoint_dir=options.checkpoint_dir or "",
+            random_weights=options.checkpoint_dir is None,
+            device=options.device,
+        )
+        train, test = (_extract(model, root / options.class_name, split) for split in ("train", "test"))
         features = work / "patch_lib"
-        _save_features(features, train, settings, networks.sources, options)
+        _save_features(features, train, model, options)
         blocks = _blocks(work, features, options)
         rows = [_disk_row(features, len(train)), _retrieval_row(blocks, features, options)]
-    for method in METHODS:
-        changed = dataclasses.replace(settings, method_name=method)
-        rows += _metric_rows(method, {name: _metrics(changed, b, train, test) for name, b in blocks.items()})
+        for method in METHODS:
+            changed = dataclasses.replace(settings, method_name=method)
+            found = {name: _measured(changed, block, train, test) for name, block in blocks.items()}
+            rows += _metric_rows(method, found)
     data = "demo data" if options.dataset_path is None else "given data"
     size = f"{options.class_name} ({data}), {len(train)} train, {len(test)} test, {options.max_steps} steps"
     return [table_row(size=size, **row) for row in rows]
@@ -93,27 +100,17 @@ def _write_demo(folder: Path) -> Path:
     return folder
 
 
-def _extract(root: Path, extractor: Extractor, options: Options) -> tuple[Extracted, Extracted]:
-    """Samples of both splits with their xyz and rgb patches, on the extractor's device."""
-    settings = extractor.settings
-
-    def split(name: str) -> Iterator[tuple[Sample, dict[Modality, Patches]]]:
-        files = list_samples(root, options.class_name, name)
-        for prepared in SampleDataset(files, settings.img_size, Preparation(settings)):
-            if isinstance(prepared, BadSample):
-                raise ValueError(f"{prepared.path}: {prepared.reason}")
-            yield prepared.sample, extractor.extract([prepared])[0]
-
-    return list(split("train")), list(split("test"))
+def _extract(model: M3DM, class_folder: Path, split: str) -> Extracted:
+    """Samples with their xyz and rgb patches, on the model's device."""
+    samples = list_samples(class_folder, split)
+    return [(files, model.extract(files.rgb, files.xyz)) for files in samples]
 
 
-def _save_features(
-    folder: Path, train: Extracted, settings: Settings, sources: dict[str, str], options: Options
-) -> None:
-    store = open_store(folder, settings, sources)
-    for i, (_, patches) in enumerate(train):
-        store.save(options.class_name, i, patches)
-    store.finish_class(options.class_name, len(train))
+def _save_features(folder: Path, train: Extracted, model: M3DM, options: Options) -> None:
+    with FeatureStoreWriter.open(folder, store_meta(model.settings, model.weights, "benchmark")) as store:
+        for i, (_, patches) in enumerate(train):
+            store.save(options.class_name, i, patches)
+        store.complete_class(options.class_name, len(train))
 
 
 def _blocks(work: Path, features: Path, options: Options) -> dict[str, FusionBlock]:
@@ -140,14 +137,14 @@ def _retrieval_row(blocks: dict[str, FusionBlock], features: Path, options: Opti
     """Top-1 retrieval on the samples that the training held out."""
     folder = open_folder(features)
     held_out = split_files(folder.files, options.holdout, options.seed)[1]
-    pairs = PairsDataset(folder, held_out, "colocated")
+    pairs = [read_pairs(file, folder, "colocated") for file in held_out]
     found = {name: evaluate_retrieval(block, pairs) for name, block in blocks.items()}
     chance = next(result.chance for result in found.values() if result is not None)
     values = {name: result and result.accuracy for name, result in found.items()}
     return _row(f"held-out retrieval of {len(held_out)} samples (chance {chance:.4f})", values)
 
 
-def _metrics(
+def _measured(
     settings: Settings, block: FusionBlock, train: Extracted, test: Extracted
 ) -> dict[str, float | None]:
     """Metrics of a method with this fusion block."""
@@ -158,23 +155,28 @@ def _metrics(
     with torch.inference_mode():
         samples = [fused(patches) for _, patches in train]
         training = {
-            name: TrainingPatches.collect([p[name] for p in samples]) for name in settings.method.banks
+            name: TrainingPatches.collect([patches[name] for patches in samples])
+            for name in settings.method.sources
         }
-        detector = Detector(settings).fit_banks(training).fit_decision(training)
-        scores = [detector.predict(fused(patches)) for _, patches in test]
-    predictions = Predictions(
-        labels=np.array([sample.label for sample, _ in test]),
-        scores=np.array([score.image for score in scores]),
-        masks=np.stack([sample.mask for sample, _ in test]),
-        maps=np.stack([score.map for score in scores]),
+        banks = fit_banks(training, settings)
+        detector = Detector(banks, fit_decision(banks, training, settings))
+        scores = [detector.score(fused(patches)) for _, patches in test]
+    found = measure(
+        Predictions(
+            labels=np.array([files.label for files, _ in test]),
+            scores=np.array([score.image for score in scores]),
+            masks=np.array([resized_mask(files, settings.img_size) for files, _ in test]),
+            maps=np.stack([score.map for score in scores]),
+        )
     )
-    values = measure(predictions)
-    return {"I-AUROC": values["image_rocauc"], "P-AUROC": values["pixel_rocauc"], "AU-PRO": values["au_pro"]}
+    return {title: found[name] for name, title in METRICS.items()}
 
 
 def _metric_rows(method: str, results: dict[str, dict[str, float | None]]) -> list[dict[str, Any]]:
-    metrics = next(iter(results.values()))
-    return [_row(f"{method}, {m}", {name: result[m] for name, result in results.items()}) for m in metrics]
+    return [
+        _row(f"{method}, {title}", {name: result[title] for name, result in results.items()})
+        for title in METRICS.values()
+    ]
 
 
 def _row(part: str, values: dict[str, float | None]) -> dict[str, Any]:

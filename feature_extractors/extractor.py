@@ -14,7 +14,7 @@ from feature_extractors.networks import Networks
 from feature_extractors.settings import Settings
 from models.backbones import PreparedCloud
 from models.uff.block import FusionBlock
-from models.uff.feature_store import paired_rgb
+from models.uff.pairing import paired_rgb
 from utils.structures import Modality, Patches, Sample
 
 MOST_BATCHES_AT_ONCE = 4  # on the CPU, each with some 0.3 GB of activations

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from feature_extractors.extractor import Extractor, PreparedSample
-from utils.loading import ErrorsAsItems
+from utils.loading import ErrorsAsItems, follow_parent, interrupts_later
 from utils.observer import Observer
 from utils.parallel import map_on_cores
 from utils.structures import Modality, Patches, Sample
@@ -61,13 +61,19 @@ class Pipeline(Generic[Item]):
                     yield _told(next(remaining), loaded, result, observer)
                 advance(len(results))
 
-    def _batches(self, items: Sequence[Item]) -> DataLoader[list[Loaded]]:
+    def _batches(self, items: Sequence[Item]) -> Iterator[list[Loaded]]:
         prepared = ErrorsAsItems(items, Prepare(self._load, self._extractor.preparation))
         if self._num_workers > 0 and len(items):
             prepared[0]  # compiles the kernels here once, not in every worker
-        return DataLoader(
-            prepared, batch_size=self._batch_size, num_workers=self._num_workers, collate_fn=list
+        loader = DataLoader(
+            prepared,
+            batch_size=self._batch_size,
+            num_workers=self._num_workers,
+            collate_fn=list,
+            worker_init_fn=follow_parent,
         )
+        with interrupts_later():
+            return iter(loader)
 
 
 @dataclass(frozen=True)

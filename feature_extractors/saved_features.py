@@ -16,9 +16,10 @@ FEATURE_SETTINGS = ("num_group", "group_size", "precision")
 STORED: tuple[Modality, ...] = ("rgb", "xyz")
 
 
-def store_meta(settings: Settings, weights: Mapping[str, str]) -> StoreMeta:
-    """What the features of these settings are, with weights from `weights`."""
+def store_meta(settings: Settings, weights: Mapping[str, str], dataset: str) -> StoreMeta:
+    """What the features of `dataset` are, by these settings, with weights from `weights`."""
     return StoreMeta(
+        dataset=dataset,
         rgb_backbone=settings.rgb_backbone_name,
         xyz_backbone=settings.xyz_backbone_name,
         rgb_dim=settings.rgb_backbone.dim,
@@ -28,7 +29,7 @@ def store_meta(settings: Settings, weights: Mapping[str, str]) -> StoreMeta:
         pairing=settings.quirks.uff_pairing,
         feature_dtype=settings.feature_dtype or STORED_DTYPE,
         random_weights=any(weights[name].startswith(RANDOM) for name in STORED),
-        protocol={
+        extraction={
             **{name: getattr(settings.quirks, name) for name in FEATURE_QUIRKS},
             **{name: str(getattr(settings, name)) for name in FEATURE_SETTINGS},
             **{f"{name}_weights": weights[name] for name in STORED},
@@ -46,4 +47,4 @@ def saving(
             store.save(class_name, count, of_sample)
             count += 1
         yield of_sample
-    store.finish_class(class_name, count)
+    store.complete_class(class_name, count)

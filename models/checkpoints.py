@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,26 +21,69 @@ from torch import nn
 from models.downloads import CheckpointError
 
 SHOWN_KEYS = 3  # how many bad keys an error names
+SHOWN_LETTERS = 120  # of a key, which may be anything
+PLAIN_DTYPES = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
+
+
+class ArrayHeader(NamedTuple):
+    """What an array in a file claims to be."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
 
 
 def read_torch_file(path: Path, remedy: str) -> Any:
     """Content of a torch file, on the CPU, without running any code that it may hold."""
-    _require(path, remedy)
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise CheckpointError(f"{path}: not a readable torch file ({_reason(error)}); {remedy}") from error
+    with (
+        decoded(path, "torch file", remedy),
+        warnings.catch_warnings(),
+        torch.serialization.safe_globals([argparse.Namespace]),
+    ):
+        warnings.simplefilter("ignore")  # about what torch finds odd: it loads, or is an error
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_numpy_shapes(path: Path, remedy: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the arrays in an .npz file."""
-    _require(path, remedy)
+    return {name: header.shape for name, header in read_numpy_headers(path, remedy).items()}
+
+
+def read_numpy_headers(path: Path, remedy: str) -> dict[str, ArrayHeader]:
+    """What the arrays of an .npz file claim to be, by name; none is loaded, so that their size may be judged first."""
+    with decoded(path, ".npz file", remedy), zipfile.ZipFile(path) as archive:
+        return {
+            name.removesuffix(".npy"): _array_header(archive, name)
+            for name in archive.namelist()
+            if name.endswith(".npy")
+        }
+
+
+@contextmanager
+def decoded(path: Path, kind: str, remedy: str) -> Iterator[None]:
+    """Makes one CheckpointError of a file that is missing and of whatever a decoder raises in the block.
+
+    Damaged files raise nearly everything there is, so only an exhausted memory is told apart.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; {remedy}")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name].shape for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path}: not a readable .npz file; {remedy}") from error
+        yield
+    except (CheckpointError, MemoryError):
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path}: not a readable {kind} ({_reason(error)}); {remedy}") from error
+
+
+def _array_header(archive: zipfile.ZipFile, name: str) -> ArrayHeader:
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):  # later ones are for headers above 64 KiB, which no plain array needs
+            raise ValueError(f"{name} has an array header of version {version}")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        return ArrayHeader(shape, dtype)
 
 
 def entry(content: Any, key: str, path: Path, remedy: str, kind: type = object) -> Any:
@@ -75,7 +120,7 @@ def check_shapes(
 
 def load_complete(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path, remedy: str) -> None:
     """Load `state` into `module`: each of the module's keys, no other, and finite numbers only."""
-    not_tensors = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
+    not_tensors = [key for key, value in state.items() if not is_plain_tensor(value)]
     if not_tensors:
         raise CheckpointError(f"{path}: no tensor under {_some(not_tensors)}; {remedy}")
     expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
@@ -89,6 +134,17 @@ def load_complete(module: nn.Module, state: Mapping[str, torch.Tensor], path: Pa
     module.load_state_dict(dict(state))
 
 
+def is_plain_tensor(value: Any) -> bool:
+    """Whether this is a dense tensor of plain numbers in memory; files may hold tensors of many other kinds."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.dtype in PLAIN_DTYPES
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_nested
+    )
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):  # torch's text offers to run the file's code
         return "it is damaged, or holds code"
@@ -97,10 +153,7 @@ def _reason(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _require(path: Path, remedy: str) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; {remedy}")
-
-
-def _some(texts: list[str]) -> str:
-    return ", ".join(texts[:SHOWN_KEYS]) + (" ..." if len(texts) > SHOWN_KEYS else "")
+def _some(keys: Sequence[object]) -> str:
+    """The first keys, on one line whatever they hold."""
+    texts = [" ".join(str(key).split())[:SHOWN_LETTERS] for key in keys[:SHOWN_KEYS]]
+    return ", ".join(texts) + (" ..." if len(keys) > SHOWN_KEYS else "")

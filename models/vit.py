@@ -11,6 +11,7 @@ from models.backbones import RgbBackbone
 from models.checkpoints import (
     CheckpointError,
     check_shapes,
+    decoded,
     load_complete,
     read_numpy_shapes,
     read_torch_file,
@@ -49,7 +50,9 @@ def _load_state_dict(vit: nn.Module, row: RgbBackbone, path: Path, remedy: str) 
     state = read_torch_file(path, remedy)
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}, expected a state dict; {remedy}")
-    load_complete(vit, _with_position_embedding_of(vit, row, state), path, remedy)
+    with decoded(path, "torch file", remedy):
+        fitting = _with_position_embedding_of(vit, row, state)
+    load_complete(vit, fitting, path, remedy)
 
 
 def _with_position_embedding_of(vit: nn.Module, row: RgbBackbone, state: dict[str, Any]) -> dict[str, Any]:
@@ -70,7 +73,8 @@ def _with_position_embedding_of(vit: nn.Module, row: RgbBackbone, state: dict[st
 
 def _load_jax_archive(vit: nn.Module, row: RgbBackbone, path: Path, remedy: str) -> None:
     check_shapes(read_numpy_shapes(path, remedy), _jax_layout(vit, row), path, remedy)
-    vit.load_pretrained(str(path))
+    with decoded(path, ".npz file", remedy):
+        vit.load_pretrained(str(path))
 
 
 def _trained_tokens(row: RgbBackbone) -> int:

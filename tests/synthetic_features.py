@@ -7,11 +7,18 @@ from pathlib import Path
 
 import torch
 
-from models.uff.feature_store import FeatureStoreWriter, StoreMeta, paired_rgb
+from models.uff.feature_store import FeatureStoreWriter, StoreMeta
+from models.uff.pairing import paired_rgb
 from utils.structures import Modality, Patches
 
 META = StoreMeta(
-    rgb_backbone="toy_vit", xyz_backbone="toy_points", rgb_dim=16, xyz_dim=32, rgb_side=4, xyz_side=8
+    dataset="toys",
+    rgb_backbone="toy_vit",
+    xyz_backbone="toy_points",
+    rgb_dim=16,
+    xyz_dim=32,
+    rgb_side=4,
+    xyz_side=8,
 )
 HIDDEN_DIM = 6  # of what both modalities show
 NOISE = 0.1
@@ -39,8 +46,8 @@ def toy_patches(seed: int, meta: StoreMeta = META, empty_share: float = 0.3) -> 
 def write_toy_store(folder: Path, count: int, class_name: str = "bagel", **changes: object) -> Path:
     """A folder of `count` samples; `changes` replace fields of META."""
     meta = replace(META, **changes)  # type: ignore[arg-type]
-    writer = FeatureStoreWriter(folder, meta=meta)
-    for i in range(count):
-        writer.save(class_name, i, toy_patches(i, meta))
-    writer.finish_class(class_name, count)
+    with FeatureStoreWriter.open(folder, meta) as store:
+        for i in range(count):
+            store.save(class_name, i, toy_patches(i, meta))
+        store.complete_class(class_name, count)
     return folder

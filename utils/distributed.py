@@ -94,7 +94,7 @@ def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
     """The sum of `value` over all processes, the same bits in each; `value` itself stays as it is."""
     total = value.detach().clone()
     if _is_joined():
-        dist.all_reduce(total)
+        _all_reduce(total)
     return total
 
 
@@ -104,7 +104,7 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
     message = torch.cat([g.reshape(-1) for g in gradients])
-    dist.all_reduce(message)
+    _all_reduce(message)
     for gradient, total in zip(gradients, message.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(total.view_as(gradient))
 
@@ -119,7 +119,7 @@ def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
         return rows, 0
     counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=rows.device)
     counts[dist.get_rank()] = len(rows)
-    dist.all_reduce(counts)
+    _all_reduce(counts)
     first = int(counts[: dist.get_rank()].sum())
     return _GatherRows.apply(rows, first, int(counts.sum())), first
 
@@ -132,12 +132,23 @@ class _GatherRows(torch.autograd.Function):
         ctx.own = slice(first, first + len(rows))
         gathered = rows.new_zeros(total, rows.shape[1])
         gathered[ctx.own] = rows
-        dist.all_reduce(gathered)
+        _all_reduce(gathered)
         return gathered
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return sum_over_ranks(grad.contiguous())[ctx.own], None, None
+
+
+def _all_reduce(tensor: torch.Tensor) -> None:
+    """The sum over all processes, in place. ConnectionError when another one has ended."""
+    try:
+        dist.all_reduce(tensor)
+    except RuntimeError as error:
+        raise ConnectionError(
+            f"process {dist.get_rank()} of {dist.get_world_size()} lost another one; the first error of all "
+            "processes says why"
+        ) from error
 
 
 def _is_joined() -> bool:

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,15 +34,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def alone_with(path: Path, problem: str) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs. Raises OSError with `problem` while another process does."""
+    """Hold the lock file `path` while the block runs. Raises OSError with `problem` while another process does.
+
+    The empty file stays: another process may have opened it before it was deleted and would then lock a file that
+    nobody else sees. Processes forked in the block hold the lock until they end.
+    """
     with path.open("a") as handle:
         if not try_lock(handle):
             raise OSError(problem)
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # Windows keeps open files
-                path.unlink()
+        yield
 
 
 def try_lock(handle: IO[Any]) -> bool:

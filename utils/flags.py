@@ -60,6 +60,6 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a default where there is one to show."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, "", False, argparse.SUPPRESS) or action.default == []:
+        if action.default is None or action.default is False or action.default in ("", argparse.SUPPRESS, []):
             return action.help
         return super()._get_help_string(action)

@@ -26,11 +26,11 @@ import tifffile
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from utils.class_names import EYECANDIES_CLASSES
 from utils.flags import positive
 from utils.image_files import SampleFileError, encode_png, read_mask, read_rgb
 from utils.preprocess.driver import Converted, Preprocessing, Summary, check_target, exit_status, preprocess
 from utils.preprocess.eyecandies import (
-    EYECANDIES_CLASSES,
     FARTHEST_ASIDE,
     FARTHEST_FROM_FRONT,
     GROUND_CLEARANCE,

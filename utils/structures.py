@@ -42,6 +42,11 @@ class SampleFiles:
     label: int | None
     path: str
 
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return self.path
+
 
 @dataclass(frozen=True)
 class PointGroups:

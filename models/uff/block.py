@@ -10,10 +10,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.checkpoints import CheckpointError, check_shapes, entry, load_complete, read_torch_file, subset
+from models.checkpoints import (
+    CheckpointError,
+    check_shapes,
+    entry,
+    is_plain_tensor,
+    load_complete,
+    read_torch_file,
+    subset,
+)
 
 HIDDEN_RATIO = 4  # M3DM: 1152 -> 4608 -> 1152 and 768 -> 3072 -> 768
 HEAD_DIM = 256  # M3DM: both modalities are compared in 256 dimensions
+LARGEST_HIDDEN_RATIO, LARGEST_HEAD_DIM = 64, 2**14  # of a file that is believed
 
 REMEDY = (
     "train a fusion block with fusion_pretrain.py or download 'UFF' (README, 'Checkpoints'), "
@@ -119,11 +128,14 @@ def _inner_sizes(state: Mapping[str, torch.Tensor], path: Path, xyz_dim: int) ->
     for key in ("xyz_mlp.fc1.weight", "rgb_head.weight"):
         if not shapes.get(key):
             raise CheckpointError(f"{path}: 1 keys are missing: {key}; {REMEDY}")
-    return shapes["xyz_mlp.fc1.weight"][0] // xyz_dim, shapes["rgb_head.weight"][0]
+    hidden_ratio, head_dim = shapes["xyz_mlp.fc1.weight"][0] // xyz_dim, shapes["rgb_head.weight"][0]
+    if not (1 <= hidden_ratio <= LARGEST_HIDDEN_RATIO and 1 <= head_dim <= LARGEST_HEAD_DIM):
+        raise CheckpointError(f"{path}: claims hidden ratio {hidden_ratio} and head dim {head_dim}; {REMEDY}")
+    return hidden_ratio, head_dim
 
 
 def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(value.shape) for key, value in state.items() if isinstance(value, torch.Tensor)}
+    return {key: tuple(value.shape) for key, value in state.items() if is_plain_tensor(value)}
 
 
 def _frozen(block: FusionBlock) -> FusionBlock:

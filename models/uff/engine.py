@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,37 +11,23 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from models.checkpoints import CheckpointError, entry, load_complete
+from models.checkpoints import CheckpointError, entry, is_plain_tensor, load_complete
 from models.uff.block import FusionBlock, read_uff_checkpoint
 from models.uff.loss import contrastive_loss
+from models.uff.pairs import PatchPairs
 from models.uff.plan import Plan
 from utils.distributed import gather_rows, sum_gradients, sum_over_ranks
 from utils.files import atomic_path
 
 ADAM_BETAS = (0.9, 0.95)  # those of MAE, which the released trainer descends from
+MOMENTS = ("exp_avg", "exp_avg_sq")
+MIN_SCALER = 1e-30  # its scale and factors are larger
+LARGEST_COUNT = 10**9  # of epochs and steps in a checkpoint that is believed
 RESUME_REMEDY = "--resume wants a checkpoint of this training: the same backbones and optimiser flags"
 NOT_FINITE_REMEDY = (
     "use a lower --lr (with --resume, from a checkpoint of an earlier epoch), or save the features of these "
     "samples anew"
 )
-
-
-class PatchPairs(NamedTuple):
-    """Pairs of patches, of one sample or several.
-
-    xyz (n, Dx): xyz patches; rgb (m, Dr): the rgb patches that belong to them, each once; rgb_index (n,)
-    int64: which one; files: where the samples come from.
-    """
-
-    xyz: torch.Tensor
-    rgb: torch.Tensor
-    rgb_index: torch.Tensor
-    files: tuple[str, ...]
-
-    def to(self, device: torch.device) -> PatchPairs:
-        """The pairs on `device`, features as float32."""
-        xyz, rgb, rgb_index = (x.to(device, non_blocking=True) for x in self[:3])
-        return PatchPairs(xyz.float(), rgb.float(), rgb_index, self.files)
 
 
 class Batches(Protocol):
@@ -129,7 +116,7 @@ def batch_loss(model: FusionBlock, pairs: PatchPairs) -> torch.Tensor:
     queries, keys = model.queries(pairs.rgb), model.keys(pairs.xyz)
     all_keys, first_key = gather_rows(keys)
     with torch.autocast(keys.device.type, enabled=False):
-        return contrastive_loss(queries, all_keys, pairs.rgb_index, first_key=first_key)
+        return contrastive_loss(queries, all_keys, pairs.rgb_row, first_key=first_key)
 
 
 class Retrieval(NamedTuple):
@@ -154,15 +141,23 @@ def evaluate_retrieval(model: FusionBlock, samples: Iterable[PatchPairs]) -> Ret
             continue
         on_device = pairs.to(device)
         similarity = model.queries(on_device.rgb) @ model.keys(on_device.xyz).T  # (m, n)
-        found = on_device.rgb_index[similarity.argmax(dim=1)]
+        found = on_device.rgb_row[similarity.argmax(dim=1)]
         hits = int((found == torch.arange(len(found), device=device)).sum())
         counts += torch.tensor([hits, len(found), 1], device=device)
     hits_total, patches, num_samples = sum_over_ranks(counts).tolist()
     return Retrieval(hits_total / patches, num_samples / patches) if patches else None
 
 
+def checkpoint_bytes(model: FusionBlock) -> int:
+    """About the size of a checkpoint: the parameters and AdamW's two moments."""
+    return 3 * sum(p.numel() * p.element_size() for p in model.parameters())
+
+
 def save_checkpoint(path: Path, state: TrainingState, epoch: int, args: object) -> None:
-    """Write the release's layout atomically; `epoch` is the one just finished, `args` a Namespace of plain values."""
+    """Write the release's layout atomically; `epoch` is the one just finished, `args` a Namespace of plain values.
+
+    Raises OSError when it can't be written; earlier checkpoints stay as they are.
+    """
     content = {
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
@@ -173,29 +168,81 @@ def save_checkpoint(path: Path, state: TrainingState, epoch: int, args: object) 
     }
     for left_by_a_cut_run in path.parent.glob(".checkpoint-*.pth"):
         left_by_a_cut_run.unlink()
+    buffer = io.BytesIO()  # torch's own file writer fails with a RuntimeError that hides the reason
+    torch.save(content, buffer)
     with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def resume(path: Path, state: TrainingState) -> int:
-    """Take up a checkpoint of ours or of the release; returns the epoch to go on with.
+    """Take up a checkpoint of ours or of the release; returns the epoch to continue with.
 
-    The weight decay stays that of the flags. Raises CheckpointError when the file does not fit.
+    Learning rate, betas and weight decay stay those of the flags. Raises CheckpointError when the file does not
+    fit, and then leaves the state as it is.
     """
     checkpoint = read_uff_checkpoint(path, RESUME_REMEDY)
     epoch: int = entry(checkpoint, "epoch", path, RESUME_REMEDY, int)
-    optimizer = entry(checkpoint, "optimizer", path, RESUME_REMEDY, dict)
+    if not 0 <= epoch < LARGEST_COUNT:
+        raise CheckpointError(f"{path}: is of epoch {epoch}; {RESUME_REMEDY}")
+    moments = _read_moments(entry(checkpoint, "optimizer", path, RESUME_REMEDY, dict), state.optimizer, path)
+    scaler = _read_scaler(checkpoint, path) if state.scaler.is_enabled() else None
     load_complete(state.model, checkpoint["model"], path, RESUME_REMEDY)
-    decays = [group["weight_decay"] for group in state.optimizer.param_groups]
-    try:
-        state.optimizer.load_state_dict(optimizer)
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: its optimiser does not fit ({error}); {RESUME_REMEDY}") from error
-    for group, decay in zip(state.optimizer.param_groups, decays, strict=True):
-        group["weight_decay"] = decay
-    if state.scaler.is_enabled() and checkpoint.get("scaler"):
-        state.scaler.load_state_dict(checkpoint["scaler"])
+    own_groups = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({"state": moments, "param_groups": own_groups})
+    if scaler is not None:
+        state.scaler.load_state_dict(scaler)
     return epoch + 1
+
+
+def _read_moments(
+    content: dict[str, Any], optimizer: torch.optim.Optimizer, path: Path
+) -> dict[int, dict[str, torch.Tensor]]:
+    """AdamW's state of each parameter, none before the first step. CheckpointError when it does not fit."""
+    remedy = f"its optimiser does not fit; {RESUME_REMEDY}"
+    groups = entry(content, "param_groups", path, remedy, list)
+    numbers = [entry(group, "params", path, remedy, list) for group in groups]
+    own_numbers = [group["params"] for group in optimizer.state_dict()["param_groups"]]
+    if any(type(i) is not int for group in numbers for i in group) or numbers != own_numbers:
+        raise CheckpointError(f"{path}: has other parameter groups: {remedy}")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    found = entry(content, "state", path, remedy, dict)
+    if not found:
+        return {}
+    if set(found) != set(range(len(parameters))):
+        raise CheckpointError(f"{path}: knows {len(found)} of {len(parameters)} parameters: {remedy}")
+    return {i: _read_moment(found[i], p.shape, f"{path}: parameter {i}") for i, p in enumerate(parameters)}
+
+
+def _read_moment(content: Any, shape: torch.Size, place: str) -> dict[str, torch.Tensor]:
+    """One parameter's step count, which old versions of torch save as an int, and its two moments."""
+    values: dict[str, Any] = dict.fromkeys(("step", *MOMENTS))
+    values |= content if isinstance(content, dict) else {}
+    step = values["step"]
+    if is_plain_tensor(step) and step.numel() == 1:
+        step = step.item()
+    if type(step) not in (int, float) or not 0 <= step < LARGEST_COUNT:  # NaN is none either
+        raise CheckpointError(f"{place}: its optimiser's step is no count; {RESUME_REMEDY}")
+    for name in MOMENTS:
+        moment = values[name]
+        fits = is_plain_tensor(moment) and moment.is_floating_point() and moment.shape == shape
+        if not fits or not moment.isfinite().all() or (name == "exp_avg_sq" and (moment < 0).any()):
+            raise CheckpointError(
+                f"{place}: its optimiser's {name} is no tensor {tuple(shape)} of finite numbers, or has negative "
+                f"squares; {RESUME_REMEDY}"
+            )
+    return {"step": torch.tensor(float(step)), **{name: values[name] for name in MOMENTS}}
+
+
+def _read_scaler(checkpoint: dict[str, Any], path: Path) -> dict[str, float]:
+    """The gradient scaler's numbers."""
+    content = entry(checkpoint, "scaler", path, RESUME_REMEDY, dict)
+    names = torch.amp.GradScaler("cpu").state_dict()
+    numbers: dict[str, Any] = {name: content.get(name) for name in names}
+    for name, number in numbers.items():
+        least = 0 if name == "_growth_tracker" else MIN_SCALER
+        if type(number) not in (int, float) or not least <= number < math.inf:
+            raise CheckpointError(f"{path}: the scaler's {name} is no sensible number; {RESUME_REMEDY}")
+    return numbers
 
 
 def choose_amp(name: str | None, device: torch.device) -> torch.dtype | None:

@@ -1,17 +1,18 @@
-"""UFF's training features on disk (datasets/patch_lib): a small file for each sample and one index.
+"""UFF's training features on disk (datasets/patch_lib): a small file for each sample and one manifest.
 
 A file `<class>_<number>.npz` holds `rgb` (p, Dr), each patch once, and `xyz` (U, Dx), the rows of the larger
-grid that are not all zero, with `xyz_row` (U,), their row-major positions. `index.json` says what the
-features are: a StoreMeta, and how many samples each class has. Which rgb patch stands beside which xyz
-patch is no matter of storage; it follows from the grids (`paired_rgb`).
+grid that are not all zero, with `xyz_row` (U,), their row-major positions. The manifest, `index.json`, says what
+the features are: a StoreMeta, and how many samples each class has. Which rgb patch stands beside which xyz
+patch is no matter of storage; it follows from the grids (models/uff/pairing.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import zipfile
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -19,26 +20,33 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import torch
 
-from utils.files import atomic_path, write_json
+from models.checkpoints import ArrayHeader, CheckpointError, decoded, read_numpy_headers
+from models.uff.pairing import Pairing, paired_rgb
+from utils.files import alone_with, atomic_path, write_json
 from utils.structures import Modality, Patches
 
-Pairing = Literal["colocated", "scrambled"]
 FeatureDtype = Literal["float16", "float32"]
 
-INDEX_NAME = "index.json"
-FORMAT_NAME = "m3dm-uff-features-1"
+MANIFEST_NAME = "index.json"
+LOCK_NAME = ".saving"
+FORMAT_NAME = "m3dm-uff-features-2"
+LARGEST_DIM, LARGEST_SIDE, LARGEST_COUNT = 2**16, 2**10, 10**6  # of a manifest that is believed
+CLASS_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*")  # stays inside the folder, on one line
+
 OTHER_FOLDER = "delete the folder or choose another --save_feature_path"
+SAVE_AGAIN = "run main.py --save_feature for its class again"
 
 
 @dataclass(frozen=True)
 class StoreMeta:
     """What must be equal for features to be trained on together.
 
-    sides: the rgb and xyz grids have rgb_side^2 and xyz_side^2 patches; pairing: the default when they are
-    read; protocol: settings of the extraction that change the features, by name; random_weights: True when
-    a backbone had no checkpoint.
+    dataset: where the samples come from; sides: the rgb and xyz grids have rgb_side^2 and xyz_side^2 patches;
+    pairing: the default when they are read; extraction: settings that change the features, by name;
+    random_weights: True when a backbone had no checkpoint. ValueError for values that make no sense.
     """
 
+    dataset: str
     rgb_backbone: str
     xyz_backbone: str
     rgb_dim: int
@@ -48,7 +56,22 @@ class StoreMeta:
     pairing: Pairing = "colocated"
     feature_dtype: FeatureDtype = "float16"
     random_weights: bool = False
-    protocol: Mapping[str, str] = field(default_factory=dict)
+    extraction: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = (self.dataset, self.rgb_backbone, self.xyz_backbone)
+        if not all(isinstance(text, str) for text in (*names, *self.extraction.values())):
+            raise ValueError("a name or a setting is no text")
+        dims, sides = (self.rgb_dim, self.xyz_dim), (self.rgb_side, self.xyz_side)
+        for numbers, largest in ((dims, LARGEST_DIM), (sides, LARGEST_SIDE)):
+            if not all(type(n) is int and 0 < n <= largest for n in numbers):
+                raise ValueError(f"dims and sides are {dims} and {sides}")
+        for value, choices in ((self.pairing, Pairing), (self.feature_dtype, FeatureDtype)):
+            if value not in get_args(choices):
+                raise ValueError(f"{value!r} is none of {', '.join(get_args(choices))}")
+        if not isinstance(self.random_weights, bool):
+            raise ValueError(f"random_weights is {self.random_weights!r}")
+        paired_rgb(self.pairing, self.rgb_side, self.xyz_side)
 
 
 class StoredSample(NamedTuple):
@@ -59,51 +82,49 @@ class StoredSample(NamedTuple):
     xyz_row: torch.Tensor
 
 
-def paired_rgb(pairing: Pairing, rgb_side: int, xyz_side: int) -> torch.Tensor:
-    """The rgb patch beside each xyz patch, (xyz_side^2,) int64.
-
-    "colocated" is nearest upsampling, which AdaptiveAvgPool2d does for whole ratios; "scrambled" is how the
-    released code saved its training features: with p = rgb_side^2 patches and f = xyz_side^2 / p, xyz row
-    k*p + j stands beside rgb patch (f*j + k) mod p. ValueError unless the ratio of the sides is whole.
-    """
-    if xyz_side % rgb_side:
-        raise ValueError(f"an xyz grid of side {xyz_side} is no multiple of the rgb grid's {rgb_side}")
-    if pairing == "scrambled":
-        num_rgb, num_xyz = rgb_side**2, xyz_side**2
-        row = torch.arange(num_xyz)
-        return (num_xyz // num_rgb * (row % num_rgb) + row // num_rgb) % num_rgb
-    axis = torch.arange(xyz_side) // (xyz_side // rgb_side)
-    return (axis[:, None] * rgb_side + axis).flatten()
-
-
 class FeatureStoreWriter:
-    """Writes a folder of training features; open it before the extraction, so that a conflict shows early."""
+    """Writes a folder of training features; made by `open`, before the extraction, so that a conflict shows early."""
 
-    def __init__(self, folder: str | Path, *, meta: StoreMeta) -> None:
-        """ValueError when the folder holds features of another kind; no file is touched then."""
-        if meta.feature_dtype not in get_args(FeatureDtype):
-            raise ValueError(f"--feature_dtype {meta.feature_dtype}: choose from {get_args(FeatureDtype)}")
-        paired_rgb(meta.pairing, meta.rgb_side, meta.xyz_side)
-        self.folder, self.meta = Path(folder), meta
-        if self._index_path.exists():
-            self._check_same_kind()
-        elif any(self.folder.glob("*.pt")):
-            raise ValueError(f"{folder}: holds the release's .pt features; {OTHER_FOLDER}")
-        else:
-            self._write_index({})
+    def __init__(self, folder: Path, meta: StoreMeta) -> None:
+        self.folder, self.meta = folder, meta
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: str | Path, meta: StoreMeta) -> Iterator[FeatureStoreWriter]:
+        """A writer that has the folder to itself while the block runs.
+
+        OSError when another process has it open; ValueError when it holds features of another kind, which stay
+        as they are.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        problem = f"--save_feature_path {folder}: another run is saving features there; use another folder"
+        with alone_with(folder / LOCK_NAME, problem):
+            writer = cls(folder, meta)
+            if (folder / MANIFEST_NAME).exists():
+                writer._check_same_kind()
+            elif any(folder.glob("*.pt")):
+                raise ValueError(f"{folder}: holds the release's .pt features; {OTHER_FOLDER}")
+            else:
+                writer._write_manifest({})
+            for left_by_a_killed_run in [*folder.glob(".*.npz"), *folder.glob(".index.*.json")]:
+                left_by_a_killed_run.unlink()
+            yield writer
 
     def save(self, class_name: str, i: int, patches: Mapping[Modality, Patches]) -> Path:
-        """Write sample `i` of a class atomically and return its path.
+        """Write sample `i` of a class atomically and return its path; an old version of the class is withdrawn.
 
-        ValueError when sizes differ from the index's, or a value is not finite or does not fit float16.
+        ValueError when the class's name or the sizes are not those of a folder's, or a value is not finite or
+        does not fit float16.
         """
+        _check_class(class_name, i + 1)
         path = self.folder / sample_name(class_name, i)
         rgb, xyz, meta = patches["rgb"], patches["xyz"], self.meta
         expected = (meta.rgb_side, meta.rgb_dim, meta.xyz_side, meta.xyz_dim)
         found = (rgb.side, rgb.rows.shape[1], xyz.side, xyz.rows.shape[1])
         if found != expected:
             raise ValueError(
-                f"{path}: rgb side, rgb dim, xyz side, xyz dim are {found}, the index says {expected}"
+                f"{path}: rgb side, rgb dim, xyz side, xyz dim are {found}, {MANIFEST_NAME} says {expected}"
             )
         row = (xyz.rows != 0).any(dim=1)[xyz.row_of_patch].nonzero().squeeze(1)
         arrays = {
@@ -111,39 +132,41 @@ class FeatureStoreWriter:
             "xyz": to_storage(xyz.rows[xyz.row_of_patch[row]], meta.feature_dtype, path),
             "xyz_row": row.cpu().numpy().astype(np.int32),
         }
+        if i == 0:
+            complete = read_manifest(self.folder)[1]
+            self._write_manifest({name: count for name, count in complete.items() if name != class_name})
         with atomic_path(path) as temporary:
             np.savez(temporary, **arrays)
         return path
 
-    def finish_class(self, class_name: str, count: int) -> None:
+    def complete_class(self, class_name: str, count: int) -> None:
         """Enter a class whose samples 0..count-1 are all saved; until then a reader does not see them."""
         for i in range(count):
             path = self.folder / sample_name(class_name, i)
             if not path.exists():
                 raise FileNotFoundError(f"{path}: sample {i} of {count} of {class_name} was not saved")
-        classes = read_index(self.folder)[1]
-        self._write_index(classes | {class_name: count})
+        _check_class(class_name, count)
+        self._write_manifest(read_manifest(self.folder)[1] | {class_name: count})
 
     def has_class(self, class_name: str) -> bool:
         """Whether all samples of a class are there."""
-        return class_name in read_index(self.folder)[1]
+        count = read_manifest(self.folder)[1].get(class_name)
+        return count is not None and all(
+            (self.folder / sample_name(class_name, i)).exists() for i in range(count)
+        )
 
-    @property
-    def _index_path(self) -> Path:
-        return self.folder / INDEX_NAME
-
-    def _write_index(self, classes: Mapping[str, int]) -> None:
+    def _write_manifest(self, classes: Mapping[str, int]) -> None:
         meta = dataclasses.asdict(self.meta)
-        write_json(self._index_path, {"format": FORMAT_NAME, **meta, "classes": dict(classes)})
+        write_json(self.folder / MANIFEST_NAME, {"format": FORMAT_NAME, **meta, "classes": dict(classes)})
 
     def _check_same_kind(self) -> None:
-        there, here = (dataclasses.asdict(meta) for meta in (read_index(self.folder)[0], self.meta))
+        there, here = (dataclasses.asdict(meta) for meta in (read_manifest(self.folder)[0], self.meta))
         different = [
             f"{name} {there[name]!r}, now {here[name]!r}" for name in here if there[name] != here[name]
         ]
         if different:
             raise ValueError(
-                f"{self._index_path}: holds features with {'; '.join(different)}; {OTHER_FOLDER}"
+                f"{self.folder / MANIFEST_NAME}: holds features with {'; '.join(different)}; {OTHER_FOLDER}"
             )
 
 
@@ -172,59 +195,62 @@ def to_storage(features: torch.Tensor, dtype: FeatureDtype, path: Path) -> np.nd
     return stored
 
 
-def read_index(folder: str | Path) -> tuple[StoreMeta, dict[str, int]]:
-    """What a folder's features are, and the number of samples of each class that is complete."""
-    path = Path(folder) / INDEX_NAME
+def read_manifest(folder: str | Path) -> tuple[StoreMeta, dict[str, int]]:
+    """What a folder's features are, and the number of samples of each class that is complete.
+
+    ValueError when it is not what a FeatureStoreWriter writes; no file that it names has been looked at then.
+    """
+    path = Path(folder) / MANIFEST_NAME
     try:
-        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if index.pop("format") != FORMAT_NAME:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("format") != FORMAT_NAME:
             raise ValueError("another format")
-        classes = index.pop("classes")
-        meta = StoreMeta(**index)
-        _check_index(meta, classes)
-        return meta, classes
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        classes: dict[str, int] = content.pop("classes")
+        for name, count in classes.items():
+            _check_class(name, count)
+        return StoreMeta(**content), classes
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{path}: is no index of {FORMAT_NAME} ({error}); delete the folder and run main.py --save_feature again"
+            f"{path}: is no manifest of {FORMAT_NAME} ({error}); delete the folder and run main.py --save_feature again"
         ) from error
 
 
-def _check_index(meta: StoreMeta, classes: Any) -> None:
-    """Raises ValueError for what no writer has written."""
-    if not isinstance(classes, dict) or not all(type(n) is int and n >= 0 for n in classes.values()):
-        raise ValueError(f"classes are {classes}, not names with their counts")
-    numbers = (meta.rgb_dim, meta.xyz_dim, meta.rgb_side, meta.xyz_side)
-    if not all(type(n) is int and n > 0 for n in numbers):
-        raise ValueError(f"dims and sides are {numbers}")
-    if meta.pairing not in get_args(Pairing):
-        raise ValueError(f"pairing is {meta.pairing!r}")
-    paired_rgb(meta.pairing, meta.rgb_side, meta.xyz_side)
+def _check_class(name: object, count: object) -> None:
+    """Raises ValueError for names that would lead out of the folder and for counts that no data set has."""
+    if not isinstance(name, str) or not CLASS_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of a class")
+    if type(count) is not int or not 0 <= count <= LARGEST_COUNT:
+        raise ValueError(f"class {name} has {count} samples")
 
 
-def read_sample(path: str | Path, meta: StoreMeta) -> StoredSample:
-    """One file of ours; ValueError when it is damaged or is not what the index says."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            sample = StoredSample(*(torch.from_numpy(file[name]) for name in ("rgb", "xyz", "xyz_row")))
-    except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
-        raise damaged(path, error) from error
-    rgb_shape, xyz_dim = (meta.rgb_side**2, meta.rgb_dim), meta.xyz_dim
-    if tuple(sample.rgb.shape) != rgb_shape or tuple(sample.xyz.shape) != (len(sample.xyz_row), xyz_dim):
-        raise ValueError(
-            f"{path}: rgb {tuple(sample.rgb.shape)} and xyz {tuple(sample.xyz.shape)} are not the {rgb_shape} and "
-            f"(..., {xyz_dim}) of {INDEX_NAME}; features of different backbones are mixed, save them anew"
-        )
-    if not (sample.rgb.is_floating_point() and sample.xyz.is_floating_point()):
-        raise damaged(path, f"features of type {sample.rgb.dtype} and {sample.xyz.dtype}")
-    row = sample.xyz_row
+def read_sample(path: Path, meta: StoreMeta) -> StoredSample:
+    """One file of ours; CheckpointError when it is damaged or is not what the manifest says."""
+    headers = read_numpy_headers(path, SAVE_AGAIN)
+    _check_headers(path, headers, meta)
+    with decoded(path, ".npz file", SAVE_AGAIN), np.load(path, allow_pickle=False) as file:
+        sample = StoredSample(*(torch.from_numpy(file[name]) for name in StoredSample._fields))
+    row = sample.xyz_row.long()
     bounded = torch.cat([row.new_tensor([-1]), row, row.new_tensor([meta.xyz_side**2])])
-    if row.is_floating_point() or not (bounded.diff() > 0).all():
-        raise damaged(path, f"xyz_row does not ascend within 0..{meta.xyz_side**2 - 1}")
-    return sample._replace(xyz_row=row.long())
+    if not (bounded.diff() > 0).all():
+        raise CheckpointError(
+            f"{path}: xyz_row does not ascend within 0..{meta.xyz_side**2 - 1}; it is damaged, {SAVE_AGAIN}"
+        )
+    return sample._replace(xyz_row=row)
 
 
-def damaged(path: str | Path, reason: object) -> ValueError:
-    """The error for a features file that cannot be read."""
-    return ValueError(
-        f"{path}: cannot be read, it is cut off or damaged ({reason}); run main.py --save_feature for its class again"
-    )
+def _check_headers(path: Path, headers: Mapping[str, ArrayHeader], meta: StoreMeta) -> None:
+    """Raises CheckpointError unless the arrays are, by their headers, as large as the manifest allows."""
+    features, row = np.dtype(meta.feature_dtype), np.dtype(np.int32)
+    count = next(iter(headers["xyz_row"].shape), 0) if "xyz_row" in headers else 0
+    expected = {
+        "rgb": ArrayHeader((meta.rgb_side**2, meta.rgb_dim), features),
+        "xyz": ArrayHeader((count, meta.xyz_dim), features),
+        "xyz_row": ArrayHeader((count,), row),
+    }
+    if dict(headers) != expected or not 0 <= count <= meta.xyz_side**2:
+        found = ", ".join(f"{name} {header.shape} {header.dtype}" for name, header in headers.items())
+        raise CheckpointError(
+            f"{path}: holds {found or 'nothing'}, which is not what {MANIFEST_NAME} says (rgb "
+            f"{expected['rgb'].shape}, xyz up to {(meta.xyz_side**2, meta.xyz_dim)}, {features}); features of "
+            f"different backbones are mixed, or it is damaged; {SAVE_AGAIN}"
+        )

@@ -30,12 +30,15 @@ class TrainingLog:
 
     def write_epoch(self, record: Mapping[str, float | int | None]) -> None:
         """A line of log.txt and of the screen; scalars at `record["epoch"]` of what is known, not None."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
-        for name, value in record.items():
-            if value is not None:
-                self._writer.add_scalar(f"epoch/{name}", value, record["epoch"])
-        self._writer.flush()
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, allow_nan=False) + "\n")
+            for name, value in record.items():
+                if value is not None:
+                    self._writer.add_scalar(f"epoch/{name}", value, record["epoch"])
+            self._writer.flush()
+        except OSError as error:
+            raise OSError(f"{self._path}: can't be written ({error}); is the disk full?") from error
         print(", ".join(f"{name} {_short(value)}" for name, value in record.items()), flush=True)
 
 

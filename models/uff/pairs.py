@@ -1,4 +1,4 @@
-"""Reading training features for UFF: a folder -> samples -> batches of xyz patches with their rgb patches."""
+"""A batch's way into the training: a folder of features -> pairs of a sample -> batches -> loader."""
 
 from __future__ import annotations
 
@@ -7,32 +7,28 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
-from models.checkpoints import read_torch_file
-from models.uff.engine import PatchPairs
+from models.checkpoints import CheckpointError
 from models.uff.feature_store import (
-    INDEX_NAME,
-    Pairing,
+    MANIFEST_NAME,
+    SAVE_AGAIN,
     StoredSample,
     StoreMeta,
-    damaged,
-    paired_rgb,
-    read_index,
+    read_manifest,
     read_sample,
     sample_name,
 )
-
-# The release's files: (3136, 1152 + rgb dim) float32, xyz first, grids of 56x56 and 28x28 patches.
-RELEASED_XYZ_DIM = 1152
-RELEASED_XYZ_SIDE = 56
-RELEASED_RGB_SIDE = 28
+from models.uff.pairing import Pairing, paired_rgb
+from models.uff.released_features import read_released_sample, released_meta
+from utils.loading import ErrorsAsItems, follow_parent, interrupts_later
 
 MIN_FILES_TO_HOLD_OUT = 4
-SAVE_REMEDY = (
+SAVE_FIRST = (
     "write features first: python3 main.py --method_name DINO+Point_MAE --memory_bank multiple --save_feature"
 )
 
@@ -46,6 +42,24 @@ class FeatureFolder:
     meta: StoreMeta
 
 
+class PatchPairs(NamedTuple):
+    """Pairs of patches, of one sample or several.
+
+    xyz (n, Dx): xyz patches; rgb (m, Dr): the rgb patches that belong to them, each once; rgb_row (n,)
+    int64: which one; files: where the samples come from.
+    """
+
+    xyz: torch.Tensor
+    rgb: torch.Tensor
+    rgb_row: torch.Tensor
+    files: tuple[str, ...]
+
+    def to(self, device: torch.device) -> PatchPairs:
+        """The pairs on `device`, features as float32."""
+        xyz, rgb, rgb_row = (x.to(device, non_blocking=True) for x in self[:3])
+        return PatchPairs(xyz.float(), rgb.float(), rgb_row, self.files)
+
+
 def open_folder(folder: str | Path) -> FeatureFolder:
     """A folder written by FeatureStoreWriter, or one of the release's .pt files.
 
@@ -56,95 +70,59 @@ def open_folder(folder: str | Path) -> FeatureFolder:
         raise ValueError("--data_path: name the folder of the features, as in --data_path datasets/patch_lib")
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: there is no such folder; {SAVE_REMEDY}")
+        raise FileNotFoundError(f"{folder}: there is no such folder; {SAVE_FIRST}")
     released = sorted(folder.glob("*.pt"))
-    if not (folder / INDEX_NAME).exists():
-        return _open_released(folder, released)
-    if released:
-        raise ValueError(
-            f"{folder}: holds {INDEX_NAME} and files of the release ({released[0].name}); separate them"
-        )
-    return _open_store(folder)
+    if (folder / MANIFEST_NAME).exists():
+        if released:
+            raise ValueError(
+                f"{folder}: holds {MANIFEST_NAME} and files of the release ({released[0].name}); separate them"
+            )
+        return _open_store(folder)
+    if not released:
+        raise FileNotFoundError(f"{folder}: holds no features; {SAVE_FIRST}")
+    meta = released_meta(released[0])
+    return FeatureFolder(tuple(released), partial(read_released_sample, meta=meta), meta)
 
 
 def _open_store(folder: Path) -> FeatureFolder:
-    meta, classes = read_index(folder)
-    files = tuple(folder / sample_name(name, i) for name in sorted(classes) for i in range(classes[name]))
-    if not files:
-        raise FileNotFoundError(f"{folder}: {INDEX_NAME} lists no complete class; {SAVE_REMEDY}")
-    for file in files:
+    meta, classes = read_manifest(folder)
+    files = []
+    for file in (folder / sample_name(name, i) for name in sorted(classes) for i in range(classes[name])):
         if not file.exists():
-            raise FileNotFoundError(f"{file}: is listed in {INDEX_NAME} but missing; save its class anew")
+            raise FileNotFoundError(f"{file}: is listed in {MANIFEST_NAME} but missing; {SAVE_AGAIN}")
         if not zipfile.is_zipfile(file):
-            raise damaged(file, "no end of archive")
-    return FeatureFolder(files, partial(read_sample, meta=meta), meta)
-
-
-def _open_released(folder: Path, files: Sequence[Path]) -> FeatureFolder:
+            raise CheckpointError(f"{file}: not a readable .npz file (cut off or damaged); {SAVE_AGAIN}")
+        files.append(file)
     if not files:
-        raise FileNotFoundError(f"{folder}: holds no features; {SAVE_REMEDY}")
-    meta = StoreMeta(
-        rgb_backbone="unknown",
-        xyz_backbone="unknown",
-        rgb_dim=_load_released(files[0]).shape[1] - RELEASED_XYZ_DIM,
-        xyz_dim=RELEASED_XYZ_DIM,
-        rgb_side=RELEASED_RGB_SIDE,
-        xyz_side=RELEASED_XYZ_SIDE,
-        feature_dtype="float32",
-    )
-    return FeatureFolder(tuple(files), partial(read_released_sample, rgb_dim=meta.rgb_dim), meta)
+        raise FileNotFoundError(f"{folder}: {MANIFEST_NAME} lists no complete class; {SAVE_FIRST}")
+    return FeatureFolder(tuple(files), partial(read_sample, meta=meta), meta)
 
 
-def read_released_sample(path: Path, rgb_dim: int) -> StoredSample:
-    """A .pt file of the release, whether its rgb rows are scrambled or not; ValueError when it is no such file."""
-    features = _load_released(path)
-    xyz, rgb = features[:, :RELEASED_XYZ_DIM], features[:, RELEASED_XYZ_DIM:]
-    if rgb.shape[1] != rgb_dim:
+def read_pairs(file: Path, folder: FeatureFolder, pairing: Pairing) -> PatchPairs:
+    """The pairs of a file that count in the loss: those whose xyz values are all non-zero.
+
+    ValueError when the file can't be used.
+    """
+    sample = folder.read(file)
+    rgb_of_row = paired_rgb(pairing, folder.meta.rgb_side, folder.meta.xyz_side)
+    counts = (sample.xyz != 0).all(dim=1)
+    patch, rgb_row = rgb_of_row[sample.xyz_row[counts]].unique(return_inverse=True)
+    return PatchPairs(sample.xyz[counts], sample.rgb[patch], rgb_row, (file.name,))
+
+
+def split_files(files: Sequence[Path], held_out_share: float, seed: int) -> tuple[list[Path], list[Path]]:
+    """(training files, held-out files), drawn by `seed`; with four files or more, one at least is held out."""
+    if not 0 <= held_out_share < 1:
+        raise ValueError(f"--holdout {held_out_share}: must be a share from 0 to below 1")
+    enough = held_out_share > 0 and len(files) >= MIN_FILES_TO_HOLD_OUT
+    count = max(1, round(held_out_share * len(files))) if enough else 0
+    held_out = set(np.random.default_rng(seed).permutation(len(files))[:count].tolist())
+    training = [file for i, file in enumerate(files) if i not in held_out]
+    if not training:
         raise ValueError(
-            f"{path}: has {rgb.shape[1]} rgb numbers a patch, the folder's first file {rgb_dim}; features of "
-            "different backbones are mixed, keep each in a folder of its own"
+            f"--holdout {held_out_share}: leaves none of the {len(files)} samples to train on; use a smaller share"
         )
-    row = (xyz != 0).any(dim=1).nonzero().squeeze(1)
-    return StoredSample(_distinct_rgb(path, rgb), xyz[row], row)
-
-
-def _distinct_rgb(path: Path, rgb: torch.Tensor) -> torch.Tensor:
-    """Each rgb patch once, (784, Dr), from rows in which each stands four times in one of the two pairings."""
-    pairings: tuple[Pairing, Pairing] = ("colocated", "scrambled")
-    for pairing in pairings:
-        patch_of_row = paired_rgb(pairing, RELEASED_RGB_SIDE, RELEASED_XYZ_SIDE)
-        _, first_row = np.unique(patch_of_row.numpy(), return_index=True)
-        distinct = rgb[torch.from_numpy(first_row)]
-        if torch.equal(distinct[patch_of_row], rgb):
-            return distinct
-    raise ValueError(f"{path}: its rgb rows are neither co-located nor scrambled as the release saves them")
-
-
-def _load_released(path: Path) -> torch.Tensor:
-    features = read_torch_file(path, "save the features of its class again")
-    shape = tuple(getattr(features, "shape", ()))
-    if len(shape) != 2 or shape[0] != RELEASED_XYZ_SIDE**2 or shape[1] <= RELEASED_XYZ_DIM:
-        raise ValueError(
-            f"{path}: is no tensor of ({RELEASED_XYZ_SIDE**2}, {RELEASED_XYZ_DIM} + rgb dim), but {shape}"
-        )
-    return features
-
-
-class PairsDataset(Dataset[PatchPairs]):
-    """The pairs of each file that count in the loss: those whose xyz values are all non-zero."""
-
-    def __init__(self, folder: FeatureFolder, files: Sequence[Path], pairing: Pairing) -> None:
-        self.files, self._read = tuple(files), folder.read
-        self._rgb_of_row = paired_rgb(pairing, folder.meta.rgb_side, folder.meta.xyz_side)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, i: int) -> PatchPairs:
-        sample = self._read(self.files[i])
-        counts = (sample.xyz != 0).all(dim=1)
-        patch, rgb_index = self._rgb_of_row[sample.xyz_row[counts]].unique(return_inverse=True)
-        return PatchPairs(sample.xyz[counts], sample.rgb[patch], rgb_index, (self.files[i].name,))
+    return training, [files[i] for i in sorted(held_out)]
 
 
 class GlobalBatches(Sampler[list[int]]):
@@ -171,60 +149,47 @@ class GlobalBatches(Sampler[list[int]]):
             yield np.array_split(batch, self._world_size)[self._rank].tolist()
 
 
-class _ErrorsAsItems(Dataset["PatchPairs | ValueError"]):
-    """A file's error in place of its pairs: raised in a worker, it would come wrapped in a traceback."""
-
-    def __init__(self, pairs: PairsDataset) -> None:
-        self._pairs = pairs
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __getitem__(self, i: int) -> PatchPairs | ValueError:
-        try:
-            return self._pairs[i]
-        except ValueError as error:
-            return error
-
-
 class PairsLoader(DataLoader[PatchPairs]):
-    """Batches of pairs; raises the ValueError of a file that can't be used, as the dataset does."""
+    """Batches of pairs; raises the ValueError of a file that can't be used."""
 
     def __iter__(self) -> Iterator[PatchPairs]:
-        for batch in super().__iter__():
+        with interrupts_later():
+            batches = super().__iter__()
+        for batch in batches:
             if isinstance(batch, ValueError):
                 raise batch
             yield batch
 
 
 def make_loader(
-    dataset: PairsDataset, batches: GlobalBatches, meta: StoreMeta, *, num_workers: int, pin_memory: bool
+    folder: FeatureFolder,
+    files: Sequence[Path],
+    pairing: Pairing,
+    batches: GlobalBatches,
+    *,
+    num_workers: int,
+    pin_memory: bool,
 ) -> PairsLoader:
-    """A loader of `batches`; no more workers than there are batches."""
+    """A loader of `batches` of these files; no more workers than there are batches."""
     workers = min(num_workers, len(batches))
     return PairsLoader(
-        _ErrorsAsItems(dataset),
+        ErrorsAsItems(files, partial(read_pairs, folder=folder, pairing=pairing)),
         batch_sampler=batches,
-        collate_fn=partial(_collate_or_fail, xyz_dim=meta.xyz_dim, rgb_dim=meta.rgb_dim),
+        collate_fn=partial(collate, xyz_dim=folder.meta.xyz_dim, rgb_dim=folder.meta.rgb_dim),
         num_workers=workers,
+        worker_init_fn=follow_parent,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
     )
 
 
-def _collate_or_fail(
-    items: Sequence[PatchPairs | ValueError], xyz_dim: int, rgb_dim: int
-) -> PatchPairs | ValueError:
-    samples = []
+def collate(items: Sequence[PatchPairs | ValueError], xyz_dim: int, rgb_dim: int) -> PatchPairs | ValueError:
+    """The pairs of all samples, one sample after another, or the first error; of no samples, no pairs."""
+    samples: list[PatchPairs] = []
     for item in items:
         if isinstance(item, ValueError):
             return item
         samples.append(item)
-    return collate(samples, xyz_dim, rgb_dim)
-
-
-def collate(samples: Sequence[PatchPairs], xyz_dim: int, rgb_dim: int) -> PatchPairs:
-    """The pairs of all samples, one sample after another; of no samples, no pairs."""
     if not samples:
         return PatchPairs(
             torch.empty(0, xyz_dim), torch.empty(0, rgb_dim), torch.empty(0, dtype=torch.int64), ()
@@ -233,21 +198,6 @@ def collate(samples: Sequence[PatchPairs], xyz_dim: int, rgb_dim: int) -> PatchP
     return PatchPairs(
         torch.cat([sample.xyz for sample in samples]),
         torch.cat([sample.rgb for sample in samples]),
-        torch.cat([sample.rgb_index + first for sample, first in zip(samples, first_rgb, strict=True)]),
+        torch.cat([sample.rgb_row + first for sample, first in zip(samples, first_rgb, strict=True)]),
         tuple(name for sample in samples for name in sample.files),
     )
-
-
-def split_files(files: Sequence[Path], held_out_share: float, seed: int) -> tuple[list[Path], list[Path]]:
-    """(training files, held-out files), drawn by `seed`; with four files or more, one at least is held out."""
-    if not 0 <= held_out_share < 1:
-        raise ValueError(f"--holdout {held_out_share}: must be a share from 0 to below 1")
-    enough = held_out_share > 0 and len(files) >= MIN_FILES_TO_HOLD_OUT
-    count = max(1, round(held_out_share * len(files))) if enough else 0
-    held_out = set(np.random.default_rng(seed).permutation(len(files))[:count].tolist())
-    training = [file for i, file in enumerate(files) if i not in held_out]
-    if not training:
-        raise ValueError(
-            f"--holdout {held_out_share}: leaves none of the {len(files)} samples to train on; use a smaller share"
-        )
-    return training, [files[i] for i in sorted(held_out)]

@@ -16,7 +16,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from dataset import CLASSES
+from dataset import DATASETS
 from tests.conftest import write_class
 from utils import check_dataset
 from utils.check.findings import CODES
@@ -397,7 +397,7 @@ def test_processes_find_what_one_process_finds_and_say_how_far_they_are(bagel: P
 
 
 def test_public_classes_are_those_of_the_data_sets() -> None:
-    assert {name: list(classes) for name, classes in PUBLIC_CLASSES.items()} == CLASSES
+    assert {name: spec.classes for name, spec in DATASETS.items()} == PUBLIC_CLASSES
 
 
 @pytest.mark.real_data

@@ -13,7 +13,7 @@ import torch
 import fusion_pretrain
 from models.checkpoints import CheckpointError
 from models.uff.block import load_fusion_block
-from models.uff.feature_store import paired_rgb
+from models.uff.pairing import paired_rgb
 from tests.synthetic_features import write_toy_store
 
 ROOT = Path(__file__).parents[2]
@@ -266,7 +266,7 @@ def test_a_damaged_file_is_one_line_from_a_worker_too(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 50] = bytes(50)
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="cut off or damaged") as error:
+    with pytest.raises(ValueError, match=r"not a readable \.npz file") as error:
         _train(features, tmp_path / "out", "--num_workers 1 --holdout 0")
     assert "Traceback" not in str(error.value)
 

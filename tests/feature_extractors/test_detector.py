@@ -10,7 +10,7 @@ from feature_extractors.memory_bank.training_patches import NO_STANDARDIZATION, 
 from feature_extractors.methods import METHODS
 from feature_extractors.quirks import Quirks
 from feature_extractors.settings import Settings
-from models.uff.feature_store import paired_rgb
+from models.uff.pairing import paired_rgb
 from utils.structures import Patches
 
 

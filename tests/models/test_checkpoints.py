@@ -1,10 +1,14 @@
+import zipfile
+
 import numpy as np
 import pytest
 import torch
 
 from models.backbones import RGB_BACKBONES, XYZ_BACKBONES, XyzOptions
-from models.checkpoints import CheckpointError
+from models.checkpoints import CheckpointError, read_numpy_shapes, read_torch_file
 from models.point_transformer.encoder import build_point_transformer
+from models.vit import _jax_layout
+from tests.mutants import mutants
 from tests.reference.formula import fill
 
 SMALL = "vit_small_patch8_224_dino"
@@ -137,3 +141,52 @@ def test_point_checkpoint_of_another_build_is_one_error(tmp_path, content):
     torch.save(content, tmp_path / "pointmae_pretrain.pth")
     with pytest.raises(CheckpointError, match=r"pointmae_pretrain\.pth: "):
         load_point_transformer("Point_MAE", tmp_path)
+
+
+def test_shapes_are_read_without_inflating_an_array(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.npz"
+    np.savez_compressed(path, zeros=np.zeros((2**12, 2**10), np.float32), one=np.float64(1))
+    monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("the arrays are loaded"))
+    assert read_numpy_shapes(path, "get another") == {"zeros": (2**12, 2**10), "one": ()}
+    assert path.stat().st_size < 2**16
+
+
+def test_an_npy_header_of_the_kind_that_may_be_huge_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("zeros.npy", b"\x93NUMPY\x02\x00" + (2**31).to_bytes(4, "little") + b"{" * 100)
+    with pytest.raises(CheckpointError, match=r"a\.npz: not a readable \.npz file .*version \(2, 0\)"):
+        read_numpy_shapes(tmp_path / "a.npz", "get another")
+
+
+@pytest.mark.parametrize("kind", ["npz", "zip", "pickle"])
+def test_mutants_of_a_file_are_read_or_are_one_error(tmp_path, kind):
+    path = tmp_path / "file"
+    content = {"weights": torch.ones(3, 2), "names": ["a", "b"], "epoch": 3}
+    if kind == "npz":
+        with path.open("wb") as file:
+            np.savez_compressed(file, kernel=np.ones((3, 4)), bias=np.ones(4))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
+    read = read_numpy_shapes if kind == "npz" else read_torch_file
+    errors: list[str] = []
+    for mutant in mutants(path.read_bytes(), 300):
+        path.write_bytes(mutant)
+        try:
+            read(path, "get another")
+        except CheckpointError as error:
+            errors.append(str(error))
+    assert len(errors) > 100
+    assert all(e.startswith(f"{path}: not a readable ") and e.endswith("; get another") for e in errors)
+    assert not any("\n" in error for error in errors)
+
+
+def test_an_npz_whose_arrays_are_damaged_is_one_error(tmp_path):
+    row = RGB_BACKBONES["vit_base_patch8_224"]
+    shapes = _jax_layout(row.build(224, None).vit, row)
+    path = row.download.path_in(tmp_path)
+    np.savez_compressed(path, **{key: np.zeros(shape, np.float16) for key, shape in shapes.items()})
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 20] = b"\xff" * 20
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"not a readable \.npz file"):
+        row.build(224, path)

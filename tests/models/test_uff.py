@@ -9,7 +9,8 @@ import torch
 
 from models.checkpoints import CheckpointError
 from models.uff.block import FusionBlock, initial_fusion_block, load_fusion_block, random_fusion_block
-from models.uff.engine import PatchPairs, batch_loss
+from models.uff.engine import batch_loss
+from models.uff.pairs import PatchPairs
 from tests.reference.formula import fill
 
 

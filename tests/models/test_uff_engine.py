@@ -8,14 +8,13 @@ import torch
 
 from models.uff.block import initial_fusion_block
 from models.uff.engine import (
-    PatchPairs,
     TrainingState,
     choose_amp,
     evaluate_retrieval,
     new_state,
     train_one_epoch,
 )
-from models.uff.pairs import PairsDataset, open_folder
+from models.uff.pairs import PatchPairs, open_folder, read_pairs
 from models.uff.plan import Plan, Schedule, make_plan
 from tests.reference.uff import plain_batch_loss
 from tests.synthetic_features import write_toy_store
@@ -35,7 +34,7 @@ def one_thread():
 
 def _batches(folder, count):
     opened = open_folder(write_toy_store(folder, count))
-    return [PairsDataset(opened, opened.files, "colocated")[i] for i in range(count)]
+    return [read_pairs(file, opened, "colocated") for file in opened.files]
 
 
 def _sgd_state(block):

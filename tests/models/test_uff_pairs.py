@@ -1,39 +1,42 @@
 """From a folder of features to batches of pairs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from models.uff.feature_store import paired_rgb
+from models.checkpoints import CheckpointError
+from models.uff.pairing import paired_rgb
 from models.uff.pairs import (
     GlobalBatches,
-    PairsDataset,
     collate,
     make_loader,
     open_folder,
+    read_pairs,
     split_files,
 )
-from tests.synthetic_features import META, toy_patches, write_toy_store
+from tests.synthetic_features import toy_patches, write_toy_store
 
 
 @pytest.mark.parametrize("pairing", ["colocated", "scrambled"])
 def test_each_xyz_patch_without_a_zero_is_paired_with_its_rgb_patch(tmp_path, pairing):
     folder = open_folder(write_toy_store(tmp_path, 1))
-    pairs = PairsDataset(folder, folder.files, pairing)[0]
+    pairs = read_pairs(folder.files[0], folder, pairing)
     patches = toy_patches(0)
     dense = patches["xyz"].dense()
     counts = (dense != 0).all(dim=1)
     expected_rgb = patches["rgb"].rows[paired_rgb(pairing, 4, 8)][counts]
     assert torch.equal(pairs.xyz, dense[counts].half())
-    assert torch.equal(pairs.rgb[pairs.rgb_index], expected_rgb.half())
-    assert len(pairs.rgb.unique(dim=0)) == len(pairs.rgb) == len(pairs.rgb_index.unique())
+    assert torch.equal(pairs.rgb[pairs.rgb_row], expected_rgb.half())
+    assert len(pairs.rgb.unique(dim=0)) == len(pairs.rgb) == len(pairs.rgb_row.unique())
 
 
 def test_xyz_patches_with_a_single_zero_are_left_out(tmp_path):
     folder = open_folder(write_toy_store(tmp_path, 1))
     sample = folder.read(folder.files[0])
     sample.xyz[3, 5] = 0
-    folder.__dict__["read"] = lambda path: sample
-    pairs = PairsDataset(folder, folder.files, "colocated")[0]
+    folder = replace(folder, read=lambda path: sample)
+    pairs = read_pairs(folder.files[0], folder, "colocated")
     assert len(pairs.xyz) == len(sample.xyz) - 1
 
 
@@ -44,11 +47,11 @@ def test_files_of_the_release_are_read_and_put_right(tmp_path, pairing):
     xyz = torch.randn(3136, 1152, generator=generator) * (torch.rand(3136, 1, generator=generator) < 0.2)
     torch.save(torch.cat([xyz, rgb[paired_rgb(pairing, 28, 56)]], dim=1), tmp_path / "bagel0.pt")
     folder = open_folder(tmp_path)
-    pairs = PairsDataset(folder, folder.files, "colocated")[0]
+    pairs = read_pairs(folder.files[0], folder, "colocated")
     occupied = (xyz != 0).all(dim=1)
     assert (folder.meta.rgb_dim, folder.meta.xyz_dim) == (8, 1152)
     assert torch.equal(pairs.xyz, xyz[occupied])
-    assert torch.equal(pairs.rgb[pairs.rgb_index], rgb[paired_rgb("colocated", 28, 56)][occupied])
+    assert torch.equal(pairs.rgb[pairs.rgb_row], rgb[paired_rgb("colocated", 28, 56)][occupied])
 
 
 def test_bad_files_of_the_release_are_named(tmp_path):
@@ -62,9 +65,14 @@ def test_bad_files_of_the_release_are_named(tmp_path):
     (tmp_path / "bagel1.pt").write_bytes((tmp_path / "bagel0.pt").read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"bagel1\.pt: not a readable torch file"):
         folder.read(tmp_path / "bagel1.pt")
-    torch.save(torch.zeros(100, 20), tmp_path / "bagel0.pt")
-    with pytest.raises(ValueError, match=r"\(100, 20\)"):
-        open_folder(tmp_path)
+    for content, found in (
+        (torch.zeros(100, 20), r"\(100, 20\)"),
+        (torch.zeros(3136, 1160, dtype=torch.int32), "int32"),
+        ([1], "list"),
+    ):
+        torch.save(content, tmp_path / "bagel0.pt")
+        with pytest.raises(CheckpointError, match=rf"bagel0\.pt: is no tensor .*{found}"):
+            open_folder(tmp_path)
 
 
 def test_a_missing_and_an_empty_folder_say_what_to_run(tmp_path):
@@ -98,7 +106,7 @@ def test_missing_and_cut_files_are_found_before_the_training(tmp_path):
         open_folder(tmp_path)
 
 
-def test_files_that_contradict_the_index_are_named(tmp_path):
+def test_files_that_contradict_the_manifest_are_named(tmp_path):
     write_toy_store(tmp_path / "a", 1)
     write_toy_store(tmp_path / "b", 1, rgb_dim=8)
     (tmp_path / "b" / "bagel_000.npz").replace(tmp_path / "a" / "bagel_000.npz")
@@ -128,19 +136,20 @@ def test_the_order_follows_seed_and_epoch():
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_batch_holds_its_samples_one_after_another(tmp_path, num_workers):
     folder = open_folder(write_toy_store(tmp_path, 5))
-    dataset = PairsDataset(folder, folder.files, "colocated")
     batches = GlobalBatches(5, 2, seed=0)
-    loader = make_loader(dataset, batches, META, num_workers=num_workers, pin_memory=False)
+    loader = make_loader(
+        folder, folder.files, "colocated", batches, num_workers=num_workers, pin_memory=False
+    )
     for batch, chosen in zip(loader, batches, strict=True):
-        samples = [dataset[i] for i in chosen]
+        samples = [read_pairs(folder.files[i], folder, "colocated") for i in chosen]
         assert torch.equal(batch.xyz, torch.cat([s.xyz for s in samples]))
-        assert torch.equal(batch.rgb[batch.rgb_index], torch.cat([s.rgb[s.rgb_index] for s in samples]))
+        assert torch.equal(batch.rgb[batch.rgb_row], torch.cat([s.rgb[s.rgb_row] for s in samples]))
         assert batch.files == tuple(folder.files[i].name for i in chosen)
 
 
 def test_a_share_without_samples_is_a_batch_without_pairs():
     empty = collate([], xyz_dim=32, rgb_dim=16)
-    assert (empty.xyz.shape, empty.rgb.shape, len(empty.rgb_index)) == ((0, 32), (0, 16), 0)
+    assert (empty.xyz.shape, empty.rgb.shape, len(empty.rgb_row)) == ((0, 32), (0, 16), 0)
 
 
 @pytest.mark.parametrize(("count", "share", "held_out"), [(50, 0.1, 5), (4, 0.1, 1), (3, 0.1, 0), (50, 0, 0)])

@@ -6,6 +6,7 @@ The twins of extraction, of fitting a bank and of scoring, for `benchmarks/end_t
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,9 +16,9 @@ from sklearn.random_projection import SparseRandomProjection
 from torch import Tensor, nn
 
 from feature_extractors.networks import Networks
+from models.point_transformer.encoder import PointTransformerEncoder
 from models.point_transformer.group_encoder import GroupEncoder
 from models.uff.block import FusionBlock
-from models.vit import vit_patches
 from tests.reference.alignment import plain_patches
 from tests.reference.coreset import plain_greedy_coreset, torch_norm
 from tests.reference.point_ops import plain_farthest_points, plain_neighbors
@@ -43,10 +44,10 @@ class PlainEncoder(nn.Module):
 
 def plain_networks(networks: Networks) -> Networks:
     """The same networks with the group encoder layer by layer."""
-    assert networks.xyz is not None
-    xyz = copy.copy(networks.xyz)
-    xyz._modules = {**xyz._modules, "encoder": PlainEncoder(xyz.encoder)}
-    return Networks(networks.rgb, xyz, networks.fusion)
+    assert isinstance(networks.xyz, PointTransformerEncoder)
+    network = copy.copy(networks.xyz.network)
+    network._modules = {**network._modules, "encoder": PlainEncoder(network.encoder)}
+    return replace(networks, xyz=replace(networks.xyz, network=network))
 
 
 def plain_groups(points: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -57,7 +58,7 @@ def plain_groups(points: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def plain_rgb_patches(network: nn.Module, sample: Sample) -> Tensor:
-    return vit_patches(network, torch.from_numpy(sample.image)[None])[0]  # (784, 768)
+    return network(torch.from_numpy(sample.image)[None])[0]  # (784, 768)
 
 
 def plain_xyz_patches(sample: Sample, centers: Tensor, tokens: Tensor) -> Tensor:
@@ -77,11 +78,11 @@ def plain_fused(block: FusionBlock, xyz: Tensor, rgb: Tensor) -> Tensor:
 def plain_features(networks: Networks, sample: Sample) -> dict[Modality, Tensor]:
     """All three kinds of dense patches; `networks` are `plain_networks`."""
     assert networks.rgb is not None
-    assert networks.xyz is not None
+    assert isinstance(networks.xyz, PointTransformerEncoder)
     assert networks.fusion is not None
     groups, centers = plain_groups(sample.points)
     rgb = plain_rgb_patches(networks.rgb, sample)
-    xyz = plain_xyz_patches(sample, centers, networks.xyz(groups, centers))
+    xyz = plain_xyz_patches(sample, centers, networks.xyz.network(groups, centers))
     return {"xyz": xyz, "rgb": rgb, "fusion": plain_fused(networks.fusion, xyz, rgb)}
 
 

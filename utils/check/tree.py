@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.check.findings import Finding
+from utils.class_names import EYECANDIES_CLASSES, MVTEC3D_CLASSES
 from utils.file_kinds import CONVERT
 from utils.image_files import IMAGE_SUFFIXES
-from utils.preprocess.eyecandies import EYECANDIES_CLASSES
 
-MVTEC3D_CLASSES = tuple("bagel cable_gland carrot cookie dowel foam peach potato rope tire".split())
 PUBLIC_CLASSES = {"mvtec3d": MVTEC3D_CLASSES, "eyecandies": EYECANDIES_CLASSES}
 SPLITS = ("train", "validation", "test")
 NEEDED = ("train", "test")

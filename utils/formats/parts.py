@@ -15,6 +15,7 @@ STEM = "{stem}"
 KINDS = ("xyz", "rgb", "gt")  # names of a sample's folders
 SUFFIXES: dict[str, Container[str]] = {"xyz": CLOUD_FORMATS, "rgb": IMAGE_SUFFIXES, "gt": IMAGE_SUFFIXES}
 SPLITS = ("train", "validation", "test")
+IMAGE_ONLY = {".png"}  # of the suffixes of both, in folders that hold images and clouds
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,40 @@ def parts_by_tree(root: Path) -> Found:
         parts += found.parts
         problems += found.problems
     return Found(parts, problems)
+
+
+def parts_anywhere(root: Path) -> Found:
+    """Parts in the folders under `root`, at any depth: rgb/ and xyz/ beside each other, or files of one stem.
+
+    Within one folder an image and a cloud of one stem make a part; a cloud without an image has colors of its own.
+    """
+    parts, problems = list[Part](), list[str]()
+    for folder in sorted({root, *(path for path in root.rglob("*") if path.is_dir())}):
+        if folder.name in KINDS and (folder.parent / "xyz").is_dir():
+            continue
+        name = PurePosixPath(folder.relative_to(root).as_posix())
+        if (folder / "xyz").is_dir():
+            files = {kind: _files_by_stem(folder / kind, kind, problems) for kind in ("xyz", "rgb")}
+            needs = ["xyz", "rgb"] if files["rgb"] else ["xyz"]
+        else:
+            files, needs = _side_by_side(folder), ["xyz"]
+        found = _paired(files, name, str(folder), needs)
+        parts += found.parts
+        problems += found.problems
+    return Found(parts, problems)
+
+
+def _side_by_side(folder: Path) -> dict[str, dict[str, Path]]:
+    """Clouds and images in one folder by stem; a png is an image unless a jpg, say, has its stem."""
+    files: dict[str, dict[str, Path]] = {"xyz": {}, "rgb": {}}
+    visible = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    for path in sorted(visible):
+        suffix = path.suffix.lower()
+        if suffix in CLOUD_FORMATS and suffix not in IMAGE_ONLY:
+            files["xyz"][path.stem] = path
+        elif suffix in IMAGE_SUFFIXES:
+            files["rgb"][path.stem] = path
+    return files
 
 
 def _matches(root: Path, kind: str, pattern: str) -> dict[str, Path]:

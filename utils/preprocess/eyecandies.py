@@ -10,19 +10,6 @@ from PIL import Image
 
 from utils.image_files import SampleFileError
 
-EYECANDIES_CLASSES = (
-    "CandyCane",
-    "ChocolateCookie",
-    "ChocolatePraline",
-    "Confetto",
-    "GummyBear",
-    "HazelnutTruffle",
-    "LicoriceSandwich",
-    "Lollipop",
-    "Marshmallow",
-    "PeppermintCandy",
-)
-
 FOCAL_LENGTH_PX, FOCAL_LENGTH_WIDTH = 711.11, 512  # Eyecandies' camera, at the width that it renders
 DEPTH_LEVELS = 65535  # of a 16-bit png
 GROUND_CLEARANCE = 0.02  # the crop of M3DM's release, in the scene's units, with the ground turned horizontal

@@ -107,9 +107,20 @@ def background_plane(
 
 def pad_to_square(pixels: np.ndarray) -> np.ndarray:
     """Zeros around (H, W) or (H, W, C), the smaller half first; side: the larger of H and W rounded up to 100."""
-    side = -(-max(pixels.shape[:2]) // SIDE_MULTIPLE) * SIDE_MULTIPLE
+    side = square_side((pixels.shape[0], pixels.shape[1]))
     missing = [side - length for length in pixels.shape[:2]] + [0] * (pixels.ndim - 2)
     return np.pad(pixels, [(count // 2, count - count // 2) for count in missing])
+
+
+def crop_from_square(square: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """What `pad_to_square` padded: (S, S) or (S, S, C) -> the (H, W) pixels in it."""
+    top, left = ((len(square) - length) // 2 for length in shape)
+    return square[top : top + shape[0], left : left + shape[1]]
+
+
+def square_side(shape: tuple[int, int]) -> int:
+    """The larger of H and W rounded up to the next multiple of 100."""
+    return -(-max(shape) // SIDE_MULTIPLE) * SIDE_MULTIPLE
 
 
 def _keep_largest_cluster(

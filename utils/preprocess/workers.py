@@ -25,12 +25,16 @@ def run_jobs(
     if num_workers == 1 or len(jobs) < 2:
         yield from map(function, jobs)
         return
-    with ProcessPoolExecutor(min(num_workers, len(jobs)), initializer=_start_worker) as pool:
+    with ProcessPoolExecutor(min(num_workers, len(jobs)), initializer=start_worker) as pool:
         yield from pool.map(function, jobs)
 
 
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when it ends: nothing may be written once the next run has begun."""
+def start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when it ends: nothing may be written once the next run has begun.
+
+    A thread waits for the parent's end of a pipe to close. Linux can signal a parent's death too (prctl), but does
+    so at the end of the thread that started the worker, which may be long before.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
 

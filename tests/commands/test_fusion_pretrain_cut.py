@@ -1,0 +1,139 @@
+"""fusion_pretrain.py cut short: full disks, Ctrl-C, kills, and errors under a launcher."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+
+import fusion_pretrain
+from tests.synthetic_features import write_toy_store
+
+ROOT = Path(__file__).parents[2]
+WAIT_S = 60
+USAGE = namedtuple("USAGE", "total used free")
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    return write_toy_store(tmp_path_factory.mktemp("features"), 7)
+
+
+def _flags(features, output, more=""):
+    paths = f"--data_path {features} --output_dir {output} --log_dir {output}"
+    return f"{paths} --num_workers 0 --device cpu --lr 0.003 --batch_size 2 {more}".split()
+
+
+def _train(features, output, more=""):
+    fusion_pretrain.main(fusion_pretrain.get_args_parser().parse_args(_flags(features, output, more)))
+
+
+def _start(command, **options):
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def _fail_from_the_second_write(monkeypatch):
+    write_bytes, calls = Path.write_bytes, []
+
+    def full_disk(path, content):
+        calls.append(path)
+        if len(calls) > 1:
+            write_bytes(path, content[:1000])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_bytes(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(features, tmp_path, monkeypatch, capsys):
+    _fail_from_the_second_write(monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["fusion_pretrain.py", *_flags(features, tmp_path, "--epochs 3")])
+    assert fusion_pretrain.run() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "checkpoint-1.pth: can't be written ([Errno 28]" in line
+    assert line.endswith(f"repeat the command with --resume {tmp_path}/checkpoint-0.pth to continue")
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["checkpoint-0.pth"]
+    assert torch.load(tmp_path / "checkpoint-0.pth", weights_only=False)["epoch"] == 0
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_found_before_the_training(features, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: USAGE(10**9, 10**9, 10_000))
+    with pytest.raises(OSError, match=r"--output_dir .*: a checkpoint needs 0\.\d+ MB, 0 MB are free"):
+        _train(features, tmp_path)
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_checkpoints_that_will_not_all_fit_are_warned_of(features, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: USAGE(10**9, 10**9, 700_000))
+    _train(features, tmp_path, "--epochs 3")
+    said = capsys.readouterr().out
+    assert "3 checkpoints of 0." in said
+    assert "warning: only 2 of them fit; use a larger --save_every" in said
+
+
+def test_ctrl_c_is_one_line_with_the_way_to_continue(features, tmp_path):
+    command = ["fusion_pretrain.py", *_flags(features, tmp_path, "--epochs 100000 --save_every 3")]
+    process = _start([*command, "--num_workers", "2"], start_new_session=True)
+    end = time.monotonic() + WAIT_S
+    while not (tmp_path / "checkpoint-2.pth").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+    _, errors = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 130
+    last = errors.splitlines()[-1]
+    assert last.startswith("fusion_pretrain.py: interrupted; repeat the command with --resume ")
+    assert Path(last.split()[-3]).is_file()
+    assert "Traceback" not in errors
+
+
+def test_ctrl_c_before_the_first_checkpoint_says_so(features, tmp_path, monkeypatch, capsys):
+    import models.uff.engine
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models.uff.engine, "train_one_epoch", interrupted)
+    monkeypatch.setattr(sys, "argv", ["fusion_pretrain.py", *_flags(features, tmp_path)])
+    assert fusion_pretrain.run() == 130
+    assert capsys.readouterr().err == (
+        "fusion_pretrain.py: interrupted; no checkpoint was written yet, so repeat the command to begin again\n"
+    )
+
+
+@pytest.mark.parametrize("launcher", ["launch --nproc_per_node=1", "run --standalone --nproc_per_node=2"])
+def test_an_error_is_the_last_thing_that_a_launcher_says(tmp_path, launcher):
+    features = write_toy_store(tmp_path / "features", 4)
+    path = features / "bagel_003.npz"
+    path.write_bytes(path.read_bytes().replace(b"xyz_row.npy", b"xyz_raw.npy"))
+    flags = _flags(features, tmp_path, "--holdout 0 --batch_size 1")
+    process = _start(
+        [
+            "-m",
+            f"torch.distributed.{launcher.split()[0]}",
+            *launcher.split()[1:],
+            "fusion_pretrain.py",
+            *flags,
+        ]
+    )
+    _, errors = process.communicate(timeout=2 * WAIT_S)
+    assert process.returncode != 0
+    lines = [line for line in errors.splitlines() if line.strip("= -")]
+    assert lines[-1].strip().startswith(f"traceback : fusion_pretrain.py: error: {path}: ")
+    own = [line for line in lines if line.startswith("fusion_pretrain.py: error: ")]
+    assert len(own) == 1
