@@ -18,14 +18,39 @@ from utils.image_files import write_png, write_xyz
 GOLDENS = Path(__file__).parent / "reference" / "goldens"
 
 
+CUDA_VARIANTS = ("gpu", "pretend_gpu")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test marked cuda becomes two: on a GPU, and on the CPU with tensors that say they are on one."""
+    if metafunc.definition.get_closest_marker("cuda"):
+        variants = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in CUDA_VARIANTS]
+        metafunc.parametrize("gpu_or_its_pretence", variants, indirect=True)
+
+
 @pytest.fixture(autouse=True)
 def gpu_or_its_pretence(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tests marked gpu run on a GPU; where there is none, with tensors that say they are on one."""
-    if request.node.get_closest_marker("gpu") and not torch.cuda.is_available():
+    """The variant of a test marked cuda; each machine runs one of the two."""
+    variant = getattr(request, "param", None)
+    if variant is None:
+        yield
+    elif torch.cuda.is_available() != (variant == "gpu"):
+        pytest.skip("there is no GPU" if variant == "gpu" else "there is a GPU, nothing to pretend")
+    elif variant == "gpu":
+        yield
+    else:
         with pretend_cuda():
             yield
-    else:
-        yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says how many of the passed tests saw a GPU, and how many a pretended one."""
+    passed = terminalreporter.stats.get("passed", [])
+    counts = {name: sum(name in report.keywords for report in passed) for name in CUDA_VARIANTS}
+    if any(counts.values()):
+        terminalreporter.write_line(
+            f"passed on a GPU: {counts['gpu']}; on the CPU, pretending to be one: {counts['pretend_gpu']}"
+        )
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,10 @@
 
 Under `pretend_cuda()` everything is computed on the CPU, but `.to("cuda")`, `device="cuda"` and the like mark
 their results, `.device` tells the mark, operations pass it on, and these raise, as with a real GPU: operations on
-tensors of both sides (numbers and indices excepted), and NumPy's view of a marked tensor. So the paths for the GPU
-run in tests on any machine, and a tensor left on the wrong side is found. What only a GPU's kernels do, it can't
-show; the tests marked `gpu` do.
+tensors of both sides (numbers and indices excepted), and NumPy's view of a marked tensor. Autocast for CUDA becomes
+the CPU's, which computes in the type asked for. So the paths for the GPU run in tests on any machine, and a tensor
+left on the wrong side is found. What only a GPU's kernels do, it can't show: these tests are marked `pretend_gpu`,
+those on a GPU `gpu`.
 """
 
 from __future__ import annotations
@@ -102,11 +103,17 @@ class _HostGenerator(torch.Generator):
         return super().__new__(cls)
 
 
+class _HostAutocast(torch.autocast):
+    def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__(_on_the_cpu(device_type), *args, **kwargs)
+
+
 @contextmanager
 def pretend_cuda() -> Iterator[None]:
     """A GPU for what runs within, in this thread."""
     with (
         mock.patch("torch.Generator", _HostGenerator),
+        mock.patch("torch.autocast", _HostAutocast),
         mock.patch("torch.cuda.device_count", return_value=1),
         mock.patch("torch.cuda.is_bf16_supported", return_value=True),
         mock.patch("torch.cuda.synchronize"),

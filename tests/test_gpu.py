@@ -1,12 +1,13 @@
-"""Whole runs on a GPU, against the CPU; without a GPU on a pretended one (tests/pretend_cuda.py)."""
+"""Whole runs on a GPU, or on a pretended one (tests/pretend_cuda.py), against the CPU."""
 
+import numpy as np
 import pytest
 
 from models.uff.pairs import open_folder
 from tests.conftest import write_class
 from tests.tiny_runs import read_record, read_scores, run_main
 
-pytestmark = pytest.mark.gpu
+pytestmark = pytest.mark.cuda
 RUNS = {
     "DINO": [],
     "Point_MAE": ["--rm_zero_for_project"],
@@ -30,16 +31,28 @@ def test_every_method_gives_the_cpus_scores(data, tmp_path, method):
     found = {}
     for device in ("cpu", "cuda"):
         assert run_main(data, tmp_path / device, method, *RUNS[method], "--device", device) == 0
-        found[device] = [float(row["score"]) for row in read_scores(tmp_path / device, "bagel")]
+        found[device] = _scores(tmp_path / device)
     assert read_record(tmp_path / "cuda")["device"].startswith("cuda")
     assert found["cuda"] == pytest.approx(found["cpu"], rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    "flags", [["--precision", "bf16"], ["--quirk", "drop_path=live", "batchnorm=running"]]
-)
-def test_other_arithmetic_runs_too(data, tmp_path, flags):
-    assert run_main(data, tmp_path, "DINO+Point_MAE", *flags, "--device", "cuda") == 0
+def _scores(results):
+    return [float(row["score"]) for row in read_scores(results, "bagel")]
+
+
+def test_bfloat16_moves_the_scores_a_little(data, tmp_path):
+    for precision in ("float32", "bf16"):
+        flags = ["--precision", precision, "--device", "cuda"]
+        assert run_main(data, tmp_path / precision, "Point_MAE", *flags) == 0
+    exact, rounded = _scores(tmp_path / "float32"), _scores(tmp_path / "bf16")
+    assert rounded == pytest.approx(exact, rel=0.1)
+    assert rounded != pytest.approx(exact, rel=1e-4)
+
+
+def test_live_drop_path_and_running_statistics_run_too(data, tmp_path):
+    flags = ["--quirk", "drop_path=live", "batchnorm=running", "--device", "cuda"]
+    assert run_main(data, tmp_path, "DINO+Point_MAE", *flags) == 0
+    assert np.isfinite(_scores(tmp_path)).all()
 
 
 def test_features_and_pictures_are_saved(data, tmp_path):

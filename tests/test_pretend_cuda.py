@@ -50,6 +50,16 @@ def test_operands_on_both_sides_are_an_error(mixed):
         mixed(torch.ones(3), torch.ones(3).cuda())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_computes_in_the_type_asked_for(dtype):
+    there = torch.randn(4, 4).cuda()
+    with torch.autocast("cuda", dtype=dtype):
+        product = there @ there
+    assert product.is_cuda
+    assert product.dtype == dtype
+    assert (there @ there).dtype == torch.float32
+
+
 def test_numpy_sees_nothing_on_the_gpu():
     with pytest.raises(TypeError, match="copy it to host memory"):
         torch.ones(3).cuda().numpy()

@@ -219,7 +219,7 @@ def test_the_old_launcher_trains(features, tmp_path):
     assert _checkpoint(tmp_path, 1)["epoch"] == 1
 
 
-@pytest.mark.gpu
+@pytest.mark.cuda
 def test_a_gpu_trains_what_the_cpu_trains(features, tmp_path):
     for device in ("cpu", "cuda"):
         _train(features, tmp_path / device, f"--device {device} --amp none --epochs 2")

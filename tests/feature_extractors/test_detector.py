@@ -1,90 +1,27 @@
-"""The six methods against the released code, on banks fitted to four matrices of made-up features."""
+"""Detectors fitted to made-up features: what the settings do to banks and decision."""
 
 import numpy as np
 import pytest
-import sklearn
 import torch
 
 from feature_extractors.detector import Detector, fit_banks, fit_decision
-from feature_extractors.memory_bank.training_patches import TrainingPatches
+from feature_extractors.memory_bank.bank import fit_memory_bank
+from feature_extractors.memory_bank.training_patches import NO_STANDARDIZATION, TrainingPatches
 from feature_extractors.methods import METHODS
 from feature_extractors.quirks import Quirks
 from feature_extractors.settings import Settings
 from models.uff.pairing import paired_rgb
 from utils.structures import Patches
 
-RANDOM_STATE = 7  # of the goldens
-SAME_SVM = tuple(int(part) for part in sklearn.__version__.split(".")[:2]) >= (1, 9)  # as in the goldens
-SVM_COSINE = 0.99999 if SAME_SVM else 0.998  # older ones stop by another rule
-FUSED_DIMS = 200  # of each modality in the goldens' fusion matrices
-
-
-def _patches(matrix, side):
-    return Patches(torch.from_numpy(matrix), torch.arange(len(matrix)), side)
-
-
-def _fused(xyz, rgb):
-    upsampled = rgb[paired_rgb("colocated", 28, 56).numpy()]
-    return np.concatenate([xyz[:, :FUSED_DIMS], upsampled[:, :FUSED_DIMS]], axis=1)
-
-
-@pytest.fixture(scope="module")
-def samples(large_goldens):
-    banks = np.load(large_goldens / "banks_input.npz")
-    rgb, xyz = banks["rgb"].astype(np.float32), banks["xyz"].astype(np.float32)
-    return [
-        {"rgb": _patches(r, 28), "xyz": _patches(x, 56), "fusion": _patches(_fused(x, r), 56)}
-        for r, x in zip(rgb, xyz, strict=True)
-    ]
-
 
 def _fit(samples, method, **changes):
-    settings = Settings(method_name=method, random_state=RANDOM_STATE, **changes)
+    settings = Settings(method_name=method, **changes)
     training = {
         name: TrainingPatches.collect([sample[name] for sample in samples])
         for name in settings.method.sources
     }
     banks = fit_banks(training, settings)
     return Detector(banks, fit_decision(banks, training, settings))
-
-
-@pytest.fixture(scope="module")
-def golden(goldens):
-    return np.load(goldens / "banks.npz")
-
-
-@pytest.mark.real_data
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "FPFH"])
-def test_method_gives_the_released_codes_score_and_map(samples, golden, method):
-    if METHODS[method].decision == "ocsvm" and not SAME_SVM:
-        pytest.skip("the SVM of the golden arrays is that of scikit-learn 1.9")
-    detector = _fit(samples[:4], method)
-    score = detector.score(samples[4])
-    assert score.image == pytest.approx(float(np.squeeze(golden[f"{method}.s"])), rel=1e-4)
-    expected = golden[f"{method}.map"]
-    step = abs(expected).max() / 100  # the blur works in 8 bits: a rounding may tip a pixel by a level
-    np.testing.assert_allclose(score.map, expected, atol=step)
-    assert np.isclose(score.map, expected, rtol=1e-3, atol=1e-4 * step).mean() > 0.995
-
-
-@pytest.mark.real_data
-@pytest.mark.parametrize("method", ["DINO+Point_MAE", "DINO+Point_MAE+add", "DINO+Point_MAE+Fusion"])
-def test_banks_have_the_released_sizes_and_standardisation(samples, golden, method):
-    detector = _fit(samples[:4], method)
-    assert [len(bank.rows) for bank in detector.banks.values()] == golden[f"{method}.bank_rows"].tolist()
-    for bank in detector.banks.values():
-        by = bank.standardization
-        assert (by.mean, by.std) == pytest.approx(tuple(golden[f"{method}.mean_std"]), rel=1e-5)
-
-
-@pytest.mark.real_data
-@pytest.mark.parametrize("method", ["DINO+Point_MAE", "DINO+Point_MAE+Fusion"])
-def test_svms_have_the_released_codes_direction(samples, golden, method):
-    decision = _fit(samples[:4], method).decision
-    for svm, key in ((decision.image, "detect_coef"), (decision.pixel, "seg_coef")):
-        ours, theirs = svm.coef, golden[f"{method}.{key}"]
-        cosine = ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs)
-        assert cosine > SVM_COSINE
 
 
 def _random_samples(count, *, dims=8, seed=0):
@@ -130,11 +67,25 @@ def test_each_coreset_size_may_count_its_own_rows():
     assert sizes == {"of_first_bank": [627, 62], "each": [627, 156]}
 
 
-def test_three_banks_append_one_zero_row_to_xyz_and_drop_rows_with_zeros():
+def test_three_banks_append_one_zero_row_to_xyz():
     keep = _fit(_random_samples(2), "DINO+Point_MAE+Fusion", quirks=Quirks(zero_rows="keep"))
     released = _fit(_random_samples(2), "DINO+Point_MAE+Fusion")
     assert len(released.banks["xyz"].rows) == len(keep.banks["xyz"].rows) + 1
     assert not released.banks["xyz"].rows[-1].any()
+
+
+@pytest.mark.parametrize("f_coreset", [0.5, 1.0])
+def test_a_zero_row_takes_the_place_of_rows_that_hold_an_exact_zero(f_coreset):
+    rows = 1 + torch.rand(60, 8, generator=torch.Generator().manual_seed(0))
+    rows[::3, 2] = 0
+    training = TrainingPatches.collect([Patches(rows, torch.arange(64).clamp(max=59), 8)])
+    settings = Settings(f_coreset=f_coreset)
+    bank = fit_memory_bank(
+        training, NO_STANDARDIZATION, settings, coreset_rows=60, zero_row=True, random_state=0
+    )
+    assert (bank.rows[:-1] != 0).all()
+    assert not bank.rows[-1].any()
+    assert f_coreset < 1 or len(bank.rows) == 64 - 20 + 1
 
 
 def test_rm_zero_for_project_drops_empty_patches_before_the_coreset():

@@ -116,6 +116,15 @@ def test_batch_gives_what_its_samples_give_one_by_one(networks):
             torch.testing.assert_close(batched[name].dense(), patches.dense(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("modality", ["rgb", "xyz", "fusion"])
+def test_bfloat16_features_differ_from_float32s_by_percents_at_most(networks, modality):
+    (exact,) = _extract(FUSION, networks, [_sample(400)])
+    (rounded,) = _extract(dataclasses.replace(FUSION, precision="bf16"), networks, [_sample(400)])
+    found, expected = rounded[modality].dense(), exact[modality].dense()
+    assert found.dtype == torch.float32
+    assert 1e-4 < (found - expected).norm() / expected.norm() < 5e-2
+
+
 @pytest.mark.parametrize("settings", [POINT_MAE, FPFH, FUSION], ids=["Point_MAE", "FPFH", "Fusion"])
 def test_cloud_without_a_point_is_refused(settings):
     extractor = Extractor(settings, load_networks(settings, RANDOM, CPU), CPU)

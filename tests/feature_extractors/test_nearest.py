@@ -114,11 +114,11 @@ def test_lower_precision_around_the_call_neither_matters_nor_is_lost():
     assert all(map(torch.equal, found, expected))
 
 
-def test_precision_is_restored_after_an_error():
+def test_precision_is_full_within_and_restored_after_an_error():
     torch.set_float32_matmul_precision("high")
     try:
-        with pytest.raises(RuntimeError, match="within"), full_precision("cpu"):
-            raise RuntimeError("within")
+        with pytest.raises(RuntimeError, match="highest within"), full_precision("cpu"):
+            raise RuntimeError(f"{torch.get_float32_matmul_precision()} within")
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -144,7 +144,7 @@ def test_what_has_no_nearest_row_is_an_error(query, rows, message):
         NearestRows(rows).nearest(query)
 
 
-@pytest.mark.gpu
+@pytest.mark.cuda
 def test_cuda_finds_the_rows_that_the_cpu_finds():
     query, rows = _features(500, 256, 0, 3.0), _features(4000, 256, 1, 3.0)
     search, on_gpu = NearestRows(rows), NearestRows(rows.cuda())

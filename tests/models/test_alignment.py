@@ -115,7 +115,7 @@ def test_rows_are_float32_for_bfloat16_tokens(cloud) -> None:
     torch.testing.assert_close(align(operator, tokens).rows, align(operator, tokens.float()).rows)
 
 
-@pytest.mark.gpu
+@pytest.mark.cuda
 def test_patches_are_the_same_on_the_gpu(cloud) -> None:
     points, pixel_index, centers = cloud
     operator = alignment_operator(points, pixel_index, centers, **GRID)

@@ -52,8 +52,12 @@ def test_patches_are_all_tokens_but_the_class_token(small_state):
 
 
 def test_position_embedding_is_interpolated_for_another_image_size(tmp_path, small_state):
-    model = load_vit(SMALL, _save(tmp_path, small_state), 256)
-    assert model.vit.pos_embed.shape == (1, 1 + 32 * 32, 384)
+    channel = torch.linspace(-1, 1, 384)
+    state = {**small_state, "pos_embed": torch.cat([3 * channel[None], channel.repeat(28 * 28, 1)])[None]}
+    model = load_vit(SMALL, _save(tmp_path, state), 256)
+    class_token, *places = model.vit.pos_embed[0]
+    torch.testing.assert_close(class_token, 3 * channel)
+    torch.testing.assert_close(torch.stack(places), channel.repeat(32 * 32, 1))  # as constant as before
     assert model(torch.zeros(1, 3, 256, 256)).shape == (1, 1024, 384)
 
 

@@ -157,7 +157,7 @@ def test_bfloat16_comes_near(point_mae: PointTransformer) -> None:
     assert relative_error(tokens, point_mae(groups, centers)) < 3e-2
 
 
-@pytest.mark.gpu
+@pytest.mark.cuda
 @pytest.mark.parametrize("name", POINT_TRANSFORMERS)
 def test_tokens_are_the_same_on_the_gpu(name: str) -> None:
     network = fill(build_point_transformer(name))

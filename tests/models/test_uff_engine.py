@@ -143,7 +143,7 @@ def test_mixed_precision_is_refused_on_the_cpu():
         choose_amp("bf16", torch.device("cpu"))
 
 
-@pytest.mark.gpu
+@pytest.mark.cuda
 @pytest.mark.parametrize("name", ["none", "bf16", "fp16"])
 def test_mixed_precision_on_a_gpu_follows_float32(tmp_path, name):
     batches, losses = _batches(tmp_path, 3), []
@@ -152,7 +152,8 @@ def test_mixed_precision_on_a_gpu_follows_float32(tmp_path, name):
         amp_dtype = choose_amp(amp, torch.device(device))
         state = new_state(block, weight_decay=0.01, no_decay_bias_norm=False, amp_dtype=amp_dtype)
         losses.append([step.loss for step in train_one_epoch(state, batches, Plan(3, 3, 1, CONSTANT), 0)])
-    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-2)
+    assert losses[1][0] == pytest.approx(losses[0][0], rel={"none": 1e-5, "fp16": 1e-3, "bf16": 1e-2}[name])
+    assert name == "none" or losses[1] != losses[0]
 
 
 def test_a_warm_up_that_never_ends_is_remarked_on():
