@@ -10,6 +10,7 @@ from typing import Any
 import main
 
 SMALL = "--img_size 32 --num_group 16 --group_size 8 --f_coreset 0.5 --device cpu --num_workers 0 --unchecked".split()
+LOCKS = (".running", ".saving", ".convert.lock")
 VIT_S = ["--rgb_backbone_name", "vit_small_patch8_224_dino"]
 
 
@@ -33,5 +34,6 @@ def read_scores(results: Path, class_name: str) -> list[dict[str, str]]:
 
 
 def all_files(folder: Path) -> list[str]:
-    """Names of the files under a folder, hidden ones too, '/'-separated and sorted."""
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    """Names of the files under a folder, hidden ones too but for locks, which stay; '/'-separated and sorted."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in LOCKS]
+    return sorted(path.relative_to(folder).as_posix() for path in files)

@@ -54,11 +54,11 @@ def assert_is_part(folder: Path, stem: str, seed: int) -> None:
 
 def test_folder_becomes_a_class_that_the_data_set_reads(sensor: Path, capsys) -> None:
     assert run_folder(sensor) == 0
-    samples = list_samples(sensor.parent / "own", "bracket", "train")
+    samples = list_samples(sensor.parent / "own" / "bracket", "train")
     assert [sample.path for sample in samples] == [f"train/good/rgb/00{i}.png" for i in range(3)]
     for i in range(3):
         assert_is_part(sensor.parent / "own/bracket/train/good", f"00{i}", i)
-    assert len(load_sample(samples[0], 32).points) > 500
+    assert len(load_sample(samples[0].rgb, samples[0].xyz, 32).points) > 500
     out = capsys.readouterr().out
     assert "unit: millimetres, told by the distances" in out
     assert "3 of 3 parts converted" in out
@@ -73,7 +73,7 @@ def test_split_kind_and_mask_choose_the_place(sensor: Path) -> None:
     (sensor / "002_cloud.ply").unlink()
     (sensor / "002_color.bmp").unlink()
     assert run_folder(sensor, "--split", "test", "--kind", "dent", "--mask_pattern", "{stem}_mask.png") == 0
-    samples = list_samples(sensor.parent / "own", "bracket", "test")
+    samples = list_samples(sensor.parent / "own" / "bracket", "test")
     assert [sample.label for sample in samples] == [1, 1]
     np.testing.assert_array_equal(read_mask(samples[0].mask), np.where(mask[..., 1], 255, 0))
 
@@ -179,7 +179,7 @@ def test_bad_parts_are_named_and_the_others_go_on(sensor: Path, capsys) -> None:
     assert "003 has 003_color.bmp but no xyz file" in first
     assert "004 has 004_cloud.ply but no rgb file" in second
     assert third.startswith(f"failed: {sensor / '000_cloud.ply'}: has no PLY header; ")
-    assert len(list_samples(sensor.parent / "own", "bracket", "train")) == 2
+    assert len(list_samples(sensor.parent / "own" / "bracket", "train")) == 2
 
 
 def test_image_of_another_size_is_refused_with_both_sizes(sensor: Path, capsys) -> None:
@@ -254,7 +254,7 @@ def test_files_of_a_tree_that_are_of_no_use_are_named(tmp_path: Path, capsys) ->
     first, second = error_lines(capsys)
     assert "002.stl: is of no type that is read here" in first
     assert "001.pcd, 001.ply have one name" in second
-    assert len(list_samples(tmp_path / "out", "bracket", "train")) == 1
+    assert len(list_samples(tmp_path / "out" / "bracket", "train")) == 1
 
 
 WRONG_FLAGS = {

@@ -71,7 +71,9 @@ def test_an_uncertain_unit_stops_before_anything_is_written_and_the_flag_decides
     root = _dataset(tmp_path / "data", scale=10)
     before = _contents(root)
     assert _command(monkeypatch, root) == 1
-    assert f"error: {root}: the points lie 6" in (error := capsys.readouterr().err)
+    assert f"error: {root}: the unit can't be told from a median distance of 6" in (
+        error := capsys.readouterr().err
+    )
     assert "--unit m or --unit mm" in error
     assert _contents(root) == before
     assert _command(monkeypatch, root, "--output_dir", tmp_path / "copy") == 1
@@ -82,7 +84,7 @@ def test_an_uncertain_unit_stops_before_anything_is_written_and_the_flag_decides
 
 def test_classes_in_different_units_are_not_mixed(tmp_path: Path) -> None:
     root = _dataset(_dataset(tmp_path / "data"), scale=1000, name="rope", samples=40)
-    with pytest.raises(ValueError, match="neither"):
+    with pytest.raises(ValueError, match="clouds in metres and in millimetres"):
         _run(root)
 
 
