@@ -157,7 +157,10 @@ DAMAGE = {
     "a field less": (lambda p: _rewrite(p, without="counts"), "has no field 'counts'"),
     "a field more": (lambda p: _rewrite(p, header={"mood": 1}), "'mood' that is not known"),
     "a field of another type": (lambda p: _rewrite(p, header={"weights": [1]}), r"weights is \[1\]"),
-    "unknown settings": (lambda p: _rewrite(p, header={"settings": {"seed": 0}}), "settings or thresholds are not known"),
+    "unknown settings": (
+        lambda p: _rewrite(p, header={"settings": {"seed": 0}}),
+        "or thresholds are not known",
+    ),
     "impossible settings": (
         lambda p: _rewrite(p, header={"settings": {**_settings().as_dict(), "f_coreset": 5}}),
         "--f_coreset 5 must be a share",
