@@ -45,6 +45,7 @@ INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 MOST_WORKERS = 4  # one or two already keep up with the networks
 SHOWN_REASONS = 3  # of left-out samples, in an error
 DETECTOR_SUFFIX = ".m3dm"
+MOST_TRAIN_LEFT_OUT, MOST_TEST_LEFT_OUT = 0.5, 0.1  # shares of a class; beyond them its results are doubtful
 UNKNOWN = "unknown"  # a test kind of parts that nobody has judged
 
 
@@ -380,7 +381,17 @@ def _evaluated(
     counts = {"test": len(evaluated.files), "test_anomalous": int(labels.sum())}
     unlabelled = len(evaluated.files) - len(labels)
     report.counts = {**model.counts_, **counts, **({"test_unlabelled": unlabelled} if unlabelled else {})}
+    report.doubt = _doubt(samples, report)
     return evaluated
+
+
+def _doubt(samples: Mapping[str, list[SampleFiles]], report: ClassReport) -> str | None:
+    """Why a class's results can't be trusted: so many samples were left out; None if they can."""
+    for split, most in (("train", MOST_TRAIN_LEFT_OUT), ("test", MOST_TEST_LEFT_OUT)):
+        left_out = sum(sample["path"].startswith(f"{split}/") for sample in report.skipped)
+        if left_out > most * len(samples[split]):
+            return f"{left_out} of {len(samples[split])} {split} samples were left out; mend or remove them"
+    return None
 
 
 def held_out_apart(
@@ -470,7 +481,8 @@ def _write_tables(args: argparse.Namespace, classes: list[str], record: dict[str
     write_results(args.results_dir, record)
     for line in problem_lines(record, classes):
         print(line, file=sys.stderr)
-    return 1 if record["failed_classes"] else 0
+    doubtful = any(result.get("doubt") for result in done.values())
+    return 1 if record["failed_classes"] or doubtful else 0
 
 
 def _detector_path(folder: Path, class_name: str) -> Path:

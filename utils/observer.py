@@ -45,6 +45,7 @@ class ClassReport(Observer):
     remarks: list[dict[str, str]] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
     watch: Stopwatch = field(default_factory=Stopwatch)
+    doubt: str | None = None  # why the results can't be trusted
 
     def __post_init__(self) -> None:
         reset_peak_memory()
@@ -76,4 +77,5 @@ class ClassReport(Observer):
             "counts": self.counts,
             "remarks": self.remarks,
             "skipped_samples": self.skipped,
+            "doubt": self.doubt,
         }
