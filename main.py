@@ -339,8 +339,8 @@ def _run_class(
     model.observer = report = ClassReport()
     try:
         evaluated = _evaluated(name, samples, model, store, args, report)
-        write_scores(args.results_dir, name, evaluated.rows())
-        if args.save_preds:
+        write_scores(args.results_dir, name, evaluated.rows() if evaluated else [])
+        if args.save_preds and evaluated:
             save_predictions(args.results_dir / "pred_maps" / name, evaluated)
     except ValueError as error:
         record["classes"].pop(name, None)
@@ -359,11 +359,11 @@ def _evaluated(
     store: FeatureStoreWriter | None,
     args: argparse.Namespace,
     report: ClassReport,
-) -> EvaluatedClass:
-    """The class's fitted or loaded model on its test samples; metrics and counts go to the report."""
+) -> EvaluatedClass | None:
+    """The class's fitted or loaded model on its test samples, None without any; the report gets metrics and counts."""
     from feature_extractors.saved_features import saving
     from m3dm_runner import evaluate
-    from utils.metrics import measure
+    from utils.metrics import METRICS, measure
 
     if args.load_detector is not None:
         model.restore(_detector_path(args.load_detector, name))
@@ -374,6 +374,10 @@ def _evaluated(
         model.fit_patches(saving(store, name, patches) if store else patches, expected=len(training))
         if args.save_detector is not None:
             _save_detector(model, held_out or samples["validation"], name, args)
+    if not samples["test"]:
+        print(f"{name}: no test samples; the detector is fitted and saved, and not evaluated")
+        report.metrics, report.counts = dict.fromkeys(metric.key for metric in METRICS), model.counts_
+        return None
     evaluated = evaluate(model, samples["test"], f"{name} test")
     with report.stage("metrics"):
         report.metrics = measure(evaluated.predictions)
@@ -431,7 +435,10 @@ def _find_samples(args: argparse.Namespace) -> Samples:
     found = {}
     for name in classes:
         folder = args.dataset_path / name
-        train, test = (list_samples(folder, split, dataset.find_samples) for split in ("train", "test"))
+        train = list_samples(folder, "train", dataset.find_samples)
+        test = dataset.find_samples(folder, "test")
+        if not test and args.save_detector is None:  # a detector can be fitted without
+            list_samples(folder, "test", dataset.find_samples)
         validation = dataset.find_samples(folder, "validation")
         if args.label_by_folder:
             test = [_labelled_by_folder(sample) for sample in test]

@@ -226,7 +226,11 @@ FAULTS = {  # what is done to which path of the class, and the finding: code, na
     ),
     "no masks": ("test/hole", _no_masks, ("no_mask", "scored, without pixel metrics", "")),
     "no training": ("train", shutil.rmtree, ("layout", "no sample (expected train/good", "")),
-    "no test": ("test", shutil.rmtree, ("layout", "no sample (expected test/<kind>", "")),
+    "no test": (
+        "test",
+        shutil.rmtree,
+        ("no_test", "no sample (expected test/<kind>", "main.py --save_detector"),
+    ),
     "file for a folder": (
         "test/good/xyz",
         lambda path: (shutil.rmtree(path), path.touch()),
@@ -329,7 +333,7 @@ def test_empty_class_and_other_folders_are_told_apart(tiny_dataset: Path, check:
     (tiny_dataset / "again").symlink_to(tiny_dataset / "again")
     _, report = check(tiny_dataset, "--json")
     layout = {file for f in _findings(report) if f["code"] == "layout" for file in f["files"]}
-    assert layout == {"rope/train", "rope/test"}
+    assert layout == {"rope/train"}
     assert [f["files"] for f in _findings(report) if f["code"] == "not_read"] == [["papers"]]
 
 
