@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 
 import numpy as np
 from scipy.spatial import KDTree
@@ -15,7 +16,8 @@ PLANE_MARGIN = 1.25  # background_distance over plane_distance, as in the defaul
 # Margins with which MVTec 3D-AD's cable_gland gets about the released distances (4.2, 5.3, 6.0 mm for 4, 5, 6).
 NOISE_MARGIN = 3.0  # plane_distance over the noise of the background
 NEIGHBOR_MARGIN = 6.0  # cluster_eps over the distance that holds cluster_min_points neighbors
-MOST_POINTS = 20_000  # of a cloud, for the neighbors' distances
+MOST_CLOUDS = 4
+MOST_POINTS = 2_000  # of a cloud, for the neighbors' distances
 LARGEST_PLANE_M = 0.05  # a border farther than that from its plane is no plane
 
 
@@ -23,10 +25,11 @@ def suggest_distances(clouds: Iterable[np.ndarray], parameters: Parameters) -> d
     """plane_distance, background_distance and cluster_eps in metres, from raw clouds (H, W, 3) in metres.
 
     plane_distance is three times what holds nearly all of the background, cluster_eps six times what holds
-    cluster_min_points neighbors of most points; the medians over the clouds. Raises ValueError when no cloud shows
-    a background plane.
+    cluster_min_points neighbors of most points; the medians over the first few clouds. Raises ValueError when
+    none of them shows a background plane.
     """
-    found = [of_one for cloud in clouds if (of_one := _of_one(cloud, parameters)) is not None]
+    few = islice(clouds, MOST_CLOUDS)
+    found = [of_one for cloud in few if (of_one := _of_one(cloud, parameters)) is not None]
     if not found:
         raise ValueError(
             "no cloud shows a background plane at its border; preprocess such parts by other means"
