@@ -409,3 +409,13 @@ def test_real_samples_have_nothing_but_their_background(real_data: Path, check: 
     status, report = check(real_data / "mvtec3d", "--json")
     assert status == 0
     assert [finding["code"] for finding in _findings(report)] == ["raw"]
+
+
+def test_a_stated_unit_is_believed(tiny_dataset: Path, check: Any) -> None:
+    for path in tiny_dataset.rglob("*.tiff"):
+        write_xyz(path, read_xyz(path) * np.float32(10))
+    status, report = check(tiny_dataset, "--json")
+    assert "unknown_unit" in {finding["code"] for finding in _findings(report)}
+    status, report = check(tiny_dataset, "--json", "--unit", "m")
+    assert status == 0
+    assert not {"unknown_unit", "unit"} & {finding["code"] for finding in _findings(report)}
