@@ -15,6 +15,7 @@ ALLOWED = {
     "m3dm_runner": {"utils", "models", "feature_extractors", "dataset"},
     "main": {"utils", "models", "feature_extractors", "dataset", "m3dm_runner"},
     "fusion_pretrain": {"utils", "models", "feature_extractors"},
+    "predict": {"utils", "dataset", "feature_extractors", "m3dm_runner"},
 }
 OURS = set(ALLOWED)
 
