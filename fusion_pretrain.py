@@ -243,13 +243,13 @@ def run_epoch(
     from models.uff.engine import evaluate_retrieval, train_one_epoch
     from models.uff.log import peak_mb, reset_peak
     from models.uff.pairs import read_pairs
-    from utils.progress import Tracked
+    from utils.progress import progress
 
     start = time.perf_counter()
     reset_peak(state.device)
     data.loader.batch_sampler.epoch = epoch
-    batches = Tracked(data.loader, len(data.loader), f"epoch {epoch}", "batch", shown=show_progress)
-    steps = train_one_epoch(state, batches, plan, epoch)
+    with progress(f"epoch {epoch}", len(data.loader), "batch", shown=show_progress) as advance:
+        steps = train_one_epoch(state, data.loader, plan, epoch, advance)
     pairs = (read_pairs(file, data.folder, "colocated") for file in data.own_held_out)
     retrieval = evaluate_retrieval(state.model, pairs)
     return steps, {

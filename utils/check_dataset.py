@@ -36,7 +36,7 @@ from utils.check.sample import Job, check_sample
 from utils.check.tree import PUBLIC_CLASSES, SPLITS, class_folders, list_tree
 from utils.flags import positive
 from utils.preprocess.workers import run_jobs
-from utils.progress import Tracked
+from utils.progress import tracked
 
 
 class Check(NamedTuple):
@@ -67,7 +67,7 @@ def check_dataset(
         for entry in tree.samples
     ]
     with closing(run_jobs(check_sample, jobs, num_workers)) as results:
-        facts = list(Tracked(results, len(jobs), "checked"))
+        facts = list(tracked(results, len(jobs), "checked"))
     by_class = {name: [one for one in facts if one.entry.class_name == name] for name in tree.classes}
     summaries = {name: summary_of(ones) for name, ones in by_class.items()}
     findings = [

@@ -33,7 +33,7 @@ from utils.formats.clouds import CloudOptions
 from utils.formats.conversion import UNIT_NAMES, Conversion, Outcome, convert_part, tell_unit
 from utils.formats.parts import SPLITS, Found, Part, parts_by_pattern, parts_by_tree
 from utils.preprocess.workers import run_jobs
-from utils.progress import Tracked
+from utils.progress import tracked
 
 LOCK_NAME = ".convert.lock"
 EXAMPLES_SHOWN = 5  # of each note
@@ -132,7 +132,7 @@ def _convert_all(parts: list[Part], args: argparse.Namespace, options: CloudOpti
         _sweep(parts, args.output)
         jobs = run_jobs(partial(convert_part, conversion=conversion), parts, args.num_workers)
         with closing(jobs) as outcomes:
-            return list(Tracked(outcomes, len(parts), "converted", "part", shown=len(parts) > 1))
+            return list(tracked(outcomes, len(parts), "converted", "part", shown=len(parts) > 1))
 
 
 def _sweep(parts: list[Part], output: Path) -> None:

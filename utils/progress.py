@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -66,19 +66,11 @@ class ProgressLines:
         return f"{self.done} of {total} {self.unit if total == 1 else plural}"
 
 
-class Tracked(Generic[Item]):
-    """`total` items that show, while one goes through them, how many are done: each once the next is asked for."""
-
-    def __init__(
-        self, items: Iterable[Item], total: int, title: str, unit: str = "sample", *, shown: bool = True
-    ) -> None:
-        self.items, self.total, self.title, self.unit, self.shown = items, total, title, unit, shown
-
-    def __len__(self) -> int:
-        return self.total
-
-    def __iter__(self) -> Iterator[Item]:
-        with progress(self.title, self.total, self.unit, shown=self.shown) as advance:
-            for item in self.items:
-                yield item
-                advance(1)
+def tracked(
+    outcomes: Iterable[Item], total: int, title: str, unit: str = "sample", *, shown: bool = True
+) -> Iterator[Item]:
+    """The outcomes of `total` pieces of work as they come, with progress."""
+    with progress(title, total, unit, shown=shown) as advance:
+        for outcome in outcomes:
+            advance(1)
+            yield outcome

@@ -7,7 +7,7 @@ import pytest
 
 from utils import progress as module
 from utils.observer import ClassReport
-from utils.progress import Tracked, progress
+from utils.progress import progress, tracked
 
 
 class Terminal(io.StringIO):
@@ -25,7 +25,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.mark.parametrize(("total", "expected"), [(244, 10), (10, 10), (3, 3), (1, 1), (0, 0)])
 def test_without_a_terminal_there_is_a_line_every_tenth_of_the_work(total, expected, capsys):
-    assert list(Tracked(range(total), total, "bagel train")) == list(range(total))
+    assert list(tracked(range(total), total, "bagel train")) == list(range(total))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == expected
     assert all(line.startswith("bagel train: ") for line in lines)
@@ -60,7 +60,7 @@ def test_work_of_unknown_size_and_work_that_is_not_shown_write_nothing(capsys):
 def test_a_terminal_shows_a_bar_on_one_line(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
-    list(Tracked(range(244), 244, "epoch 0", "batch"))
+    list(tracked(range(244), 244, "epoch 0", "batch"))
     assert re.search(r"epoch 0: 100%.*244/244", terminal.getvalue())
     assert terminal.getvalue().count("\n") == 1
 

@@ -16,7 +16,7 @@ from utils.image_files import SampleFileError
 from utils.preprocess.record import RECORD_NAME, Header, open_record, write_part
 from utils.preprocess.sample import NO_POINTS, SCATTERED
 from utils.preprocess.workers import run_jobs
-from utils.progress import Tracked
+from utils.progress import tracked
 
 EXAMPLES_SHOWN = 5  # of each oddity
 UNUSABLE = {NO_POINTS, SCATTERED}  # oddities after which a sample shows no part
@@ -79,7 +79,7 @@ def preprocess(job: Preprocessing, target: Path, num_workers: int, progress: boo
         pending = [name for name in job.names if name not in record.entries]
         attempt = partial(convert_to_parts, job.convert, target)
         with closing(run_jobs(attempt, pending, num_workers)) as outcomes:
-            for outcome in Tracked(outcomes, len(pending), "preprocessed", shown=progress):
+            for outcome in tracked(outcomes, len(pending), "preprocessed", shown=progress):
                 if outcome.error:
                     errors.append(outcome.error)
                 else:
