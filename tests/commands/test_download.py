@@ -172,6 +172,15 @@ def test_wrong_names_and_folders_are_one_line(server, folder, capsys):
     assert the_error(capsys).startswith(f"error: --checkpoint_dir {folder}: can't write there")
 
 
+def test_ctrl_c_says_that_the_same_command_continues(server, folder, monkeypatch, capsys):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "fetch", interrupted)
+    assert run(folder) == 130
+    assert the_error(capsys) == "interrupted; the same command continues"
+
+
 def test_list_shows_what_there_is_and_fetches_nothing(server, folder, capsys):
     folder.mkdir()
     (folder / "known.pth").write_bytes(RIGHT)
