@@ -1,7 +1,8 @@
-# make demo   the whole pipeline on a small made-up data set, from nothing (README, "Two commands")
-# make test   the tests, from nothing
-# make check  lint, format, types
-# make bench  the benchmarks
+# make demo       the whole pipeline on a small made-up data set, from nothing (README, "Two commands")
+# make reproduce  the three stages with the published weights: DATA=datasets/mvtec3d [CLASSES="bagel rope"] [OUT=DIR]
+# make test       the tests, from nothing
+# make check      lint, format, types
+# make bench      the benchmarks
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +10,12 @@ WEIGHTS := $(if $(and $(wildcard checkpoints/dino_vitbase8_pretrain.pth),$(wildc
 DEMO := demo/$(WEIGHTS)
 DEMO_MAIN := $(BIN)/python main.py --dataset_path demo/preprocessed $(if $(filter random,$(WEIGHTS)),--random_weights)
 
-.PHONY: demo test check bench clean
+OUT ?= results/reproduce
+RUN := $(abspath $(DATA)) $(CLASSES)
+STAGE := $(BIN)/python main.py --dataset_path "$(DATA)" $(if $(CLASSES),--class_name $(CLASSES))
+UFF := $(OUT)/uff/checkpoint-4.pth
+
+.PHONY: demo reproduce same_run test check bench clean
 
 .venv/requirement.stamp: requirement.txt
 	$(PYTHON) -m venv .venv
@@ -34,6 +40,33 @@ demo: .venv/requirement.stamp
 		--fusion_module_path $(DEMO)/uff/checkpoint-2.pth --output $(DEMO)/verdict \
 		--rgb demo/mvtec3d/bagel/test/dent/rgb/000.png --xyz demo/mvtec3d/bagel/test/dent/xyz/000.tiff
 	@echo "pictures: $(DEMO)/three_banks/pred_maps/<class>/<defect>/; the verdict on one part: $(DEMO)/verdict/"
+
+# To resume, repeat the command: stages that are done are kept, and in the one that was cut its classes or epochs.
+reproduce: $(OUT)/stage3.done
+	@echo "results of the three stages, in $(OUT)/three_banks:"
+	@ls "$(OUT)/three_banks"
+
+same_run:
+	@test -n "$(DATA)" || { echo "make reproduce: name the preprocessed data, such as DATA=datasets/mvtec3d"; exit 1; }
+	@mkdir -p "$(OUT)"
+	@test -e "$(OUT)/run.txt" || echo "$(RUN)" > "$(OUT)/run.txt"
+	@echo "$(RUN)" | cmp -s - "$(OUT)/run.txt" || { \
+		echo "make reproduce: OUT=$(OUT) holds a run with other DATA or CLASSES: $$(cat "$(OUT)/run.txt"); name another"; exit 1; }
+
+$(OUT)/stage1.done: | .venv/requirement.stamp same_run
+	$(STAGE) --method_name DINO+Point_MAE --memory_bank multiple --rgb_backbone_name vit_base_patch8_224_dino \
+		--xyz_backbone_name Point_MAE --save_feature --save_feature_path "$(OUT)/patch_lib" --results_dir "$(OUT)/two_banks"
+	@touch $@
+
+$(UFF): | $(OUT)/stage1.done
+	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.launch --nproc_per_node=1 fusion_pretrain.py --accum_iter 16 \
+		--epoch 5 --lr 0.003 --batch_size 16 --data_path "$(OUT)/patch_lib" --output_dir "$(OUT)/uff" --log_dir "$(OUT)/uff" \
+		$(addprefix --resume ,$(lastword $(sort $(wildcard $(OUT)/uff/checkpoint-?.pth))))
+
+$(OUT)/stage3.done: | $(UFF)
+	$(STAGE) --method_name DINO+Point_MAE+Fusion --use_uff --memory_bank multiple --fusion_module_path "$(UFF)" \
+		--results_dir "$(OUT)/three_banks"
+	@touch $@
 
 test: .venv/requirement-dev.stamp
 	$(BIN)/python -m pytest

@@ -240,17 +240,16 @@ def run_epoch(
     epoch: int, state: TrainingState, data: TrainingData, plan: Plan, *, show_progress: bool
 ) -> tuple[list[StepLog], dict[str, float | int | None]]:
     """Train on all batches, measure on the held-out samples; returns the steps and the line of log.txt."""
-    from tqdm import tqdm
-
     from models.uff.engine import evaluate_retrieval, train_one_epoch
     from models.uff.log import peak_mb, reset_peak
     from models.uff.pairs import read_pairs
+    from utils.progress import progress
 
     start = time.perf_counter()
     reset_peak(state.device)
     data.loader.batch_sampler.epoch = epoch
-    bar = tqdm(data.loader, desc=f"epoch {epoch}", unit="batch", disable=None if show_progress else True)
-    steps = train_one_epoch(state, bar, plan, epoch)
+    with progress(f"epoch {epoch}", len(data.loader), "batch", shown=show_progress) as advance:
+        steps = train_one_epoch(state, data.loader, plan, epoch, advance)
     pairs = (read_pairs(file, data.folder, "colocated") for file in data.own_held_out)
     retrieval = evaluate_retrieval(state.model, pairs)
     return steps, {

@@ -10,7 +10,7 @@ from torch import nn
 
 from feature_extractors.settings import Settings
 from models.backbones import CloudEncoder
-from models.downloads import CheckpointError, Download
+from models.downloads import CHECKPOINT_DIR, UFF, CheckpointError, Download
 from models.uff.block import FusionBlock, load_fusion_block, random_fusion_block
 from utils.resources import sha256_of
 
@@ -26,7 +26,7 @@ class WeightsSource:
     fusion_module_path None: DEFAULT_FUSION_CHECKPOINT, or random with random_weights.
     """
 
-    checkpoint_dir: Path = Path("checkpoints")
+    checkpoint_dir: Path = CHECKPOINT_DIR
     fusion_module_path: Path | None = None
     random_weights: bool = False
 
@@ -87,7 +87,7 @@ def check_files(settings: Settings, weights: WeightsSource) -> None:
     """Raises CheckpointError naming every weights file that the method needs and that is not there."""
     downloads = {"rgb": settings.rgb_backbone.download, "xyz": settings.xyz_backbone.download}
     missing = [
-        f"{path}: no such file; {download.remedy()}"
+        f"{path}: no such file; {download.remedy(weights.checkpoint_dir)}"
         for part, download in downloads.items()
         if part in settings.method.backbones
         and download
@@ -96,8 +96,8 @@ def check_files(settings: Settings, weights: WeightsSource) -> None:
     ]
     if "fusion" in settings.method.sources and (path := weights.fusion()) and not path.is_file():
         missing.append(
-            f"{path}: no such file; train it with fusion_pretrain.py or download 'UFF module' (README, "
-            "'Checkpoints'), and name it with --fusion_module_path"
+            f"{path}: no such file; train it with fusion_pretrain.py, or {UFF.remedy(weights.checkpoint_dir)}, and "
+            f"name it: --fusion_module_path {UFF.path_in(weights.checkpoint_dir)}"
         )
     if missing:
         raise CheckpointError("\n  ".join(missing) + "; or --random_weights, for smoke tests only")

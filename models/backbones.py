@@ -12,13 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from models.downloads import Download
+from models.downloads import Download, drive_page, drive_url
+from utils.fetching import Facts
 from utils.structures import Patches, Sample
 
 if TYPE_CHECKING:
     import torch
 
 AUGREG = "B_8-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0"
+AUGREG_1K = f"{AUGREG}--imagenet2012-steps_20k-lr_0.01-res_224.npz"
+AUGREG_URL = "https://storage.googleapis.com/vit_models/augreg"
+DINO_URL = "https://dl.fbaipublicfiles.com/dino"
+DINO_B8_ID = "17s6lwfxwG_nf1td6LXunL-LjRaX67iyK"  # the release's own copies are on a drive
+POINT_MAE_ID = "1-wlRIz0GM8o6BuPTJz4kTt6c_z1Gh6LX"
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,14 @@ RGB_BACKBONES = {
         768,
         prefix_tokens=1,
         variant="vit_base_patch8_224.dino",
-        download=Download("dino_vitbase8_pretrain.pth", "ViT-B/8 DINO"),
+        download=Download(
+            "dino_vitbase8_pretrain.pth",
+            "ViT-B/8 DINO",
+            "vit_base_patch8_224_dino",
+            urls=(f"{DINO_URL}/dino_vitbase8_pretrain/dino_vitbase8_pretrain.pth", drive_url(DINO_B8_ID)),
+            facts=Facts(md5="556550"),
+            page=drive_page(DINO_B8_ID),
+        ),
     ),
     # timm's bare vit_base_patch8_224 has since come to mean other weights than those the release used
     "vit_base_patch8_224": RgbBackbone(
@@ -132,7 +145,10 @@ RGB_BACKBONES = {
         prefix_tokens=1,
         variant="vit_base_patch8_224.augreg_in21k_ft_in1k",
         download=Download(
-            f"{AUGREG}--imagenet2012-steps_20k-lr_0.01-res_224.npz", "ViT-B/8 supervised, ImageNet 1k"
+            AUGREG_1K,
+            "ViT-B/8 supervised, ImageNet 1k",
+            "vit_base_patch8_224",
+            urls=(f"{AUGREG_URL}/{AUGREG_1K}",),
         ),
     ),
     "vit_base_patch8_224_in21k": RgbBackbone(
@@ -140,14 +156,25 @@ RGB_BACKBONES = {
         768,
         prefix_tokens=1,
         variant="vit_base_patch8_224.augreg_in21k",
-        download=Download(f"{AUGREG}.npz", "ViT-B/8 supervised, ImageNet 21k"),
+        download=Download(
+            f"{AUGREG}.npz",
+            "ViT-B/8 supervised, ImageNet 21k",
+            "vit_base_patch8_224_in21k",
+            urls=(f"{AUGREG_URL}/{AUGREG}.npz",),
+        ),
     ),
     "vit_small_patch8_224_dino": RgbBackbone(
         VIT,
         384,
         prefix_tokens=1,
         variant="vit_small_patch8_224.dino",
-        download=Download("dino_deitsmall8_pretrain.pth", "ViT-S/8 DINO"),
+        download=Download(
+            "dino_deitsmall8_pretrain.pth",
+            "ViT-S/8 DINO",
+            "vit_small_patch8_224_dino",
+            urls=(f"{DINO_URL}/dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth",),
+            facts=Facts(86_728_949, "55c8b267f479b614ec20858947ce361ba804846c193e20be74263a096bb6d75e"),
+        ),
     ),
 }
 
@@ -156,14 +183,30 @@ XYZ_BACKBONES = {
         POINT_TRANSFORMER,
         1152,
         stride=4,
-        download=Download("pointmae_pretrain.pth", "Point-MAE"),
+        download=Download(
+            "pointmae_pretrain.pth",
+            "Point-MAE",
+            "Point_MAE",
+            urls=(
+                "https://github.com/Pang-Yatian/Point-MAE/releases/download/main/pretrain.pth",
+                drive_url(POINT_MAE_ID),
+            ),
+            facts=Facts(348_288_755, "27ded932bb0a2625d5a8eb006df199b2578598c774aee6d86b985300b6a5fd20"),
+            page=drive_page(POINT_MAE_ID),
+        ),
         variant="Point_MAE",
     ),
     "Point_Bert": XyzBackbone(
         POINT_TRANSFORMER,
         1152,
         stride=4,
-        download=Download("Point-BERT.pth", "Point-BERT"),
+        download=Download(
+            "Point-BERT.pth",
+            "Point-BERT",
+            "Point_Bert",
+            urls=("https://cloud.tsinghua.edu.cn/f/202b29805eea45d7be92/?dl=1",),
+            page="https://cloud.tsinghua.edu.cn/f/202b29805eea45d7be92/",
+        ),
         variant="Point_Bert",
     ),
     "FPFH": XyzBackbone("models.fpfh.encoder:build_encoder", 33, stride=8),

@@ -42,7 +42,7 @@ def build_vit(row: RgbBackbone, image_size: int, checkpoint: Path | None) -> Vit
     vit = timm.create_model(row.variant, num_classes=0, img_size=image_size)
     if checkpoint is not None and row.download is not None:
         load = _load_jax_archive if checkpoint.suffix == ".npz" else _load_state_dict
-        load(vit, row, checkpoint, row.download.remedy())
+        load(vit, row, checkpoint, row.download.remedy(checkpoint.parent))
     return VitPatches(vit, row.prefix_tokens).eval().requires_grad_(False)
 
 

@@ -17,6 +17,7 @@ ALLOWED = {
     "fusion_pretrain": {"utils", "models", "feature_extractors"},
     "predict": {"utils", "dataset", "feature_extractors", "m3dm_runner"},
 }
+COMMANDS = {"utils/download.py": {"utils", "models"}}  # an entry script, which reads the tables of downloads
 OURS = set(ALLOWED)
 
 
@@ -42,7 +43,7 @@ def _imported(tree):
 def test_imports_run_one_way(file):
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     used = {name.split(".")[0] for name in _imported(tree)} & OURS
-    assert used <= ALLOWED[file.parts[0].removesuffix(".py")]
+    assert used <= COMMANDS.get(file.as_posix(), ALLOWED[file.parts[0].removesuffix(".py")])
 
 
 @pytest.mark.parametrize("file", _files(), ids=str)

@@ -21,14 +21,12 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-
-from tqdm import tqdm
+from typing import Any, NamedTuple
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -40,9 +38,7 @@ from utils.check.tree import PUBLIC_CLASSES, SPLITS, class_folders, list_tree
 from utils.flags import positive
 from utils.plausibility import Unit
 from utils.preprocess.workers import run_jobs
-
-LINES = 10  # of progress, where no terminal shows a bar
-Item = TypeVar("Item")
+from utils.progress import tracked
 
 
 class Check(NamedTuple):
@@ -80,7 +76,7 @@ def check_dataset(
         for entry in tree.samples
     ]
     with closing(run_jobs(check_sample, jobs, num_workers)) as results:
-        facts = [replace(one, stated_unit=unit) for one in _with_progress(results, len(jobs))]
+        facts = [replace(one, stated_unit=unit) for one in tracked(results, len(jobs), "checked")]
     by_class = {name: [one for one in facts if one.entry.class_name == name] for name in tree.classes}
     summaries = {name: summary_of(ones) for name, ones in by_class.items()}
     findings = [
@@ -144,17 +140,6 @@ def _class_lines(name: str, summary: dict[str, Any]) -> list[str]:
             f"median distance {summary['median_distance']:.3g}"
         )
     return lines
-
-
-def _with_progress(items: Iterable[Item], total: int) -> Iterator[Item]:
-    """The items, with a bar on stderr, or with lines where stderr is no terminal."""
-    if sys.stderr.isatty():
-        yield from tqdm(items, total=total, unit="sample", disable=not total)
-        return
-    for done, item in enumerate(items, start=1):
-        if done * LINES // total > (done - 1) * LINES // total:
-            print(f"checked {done} of {total} samples", file=sys.stderr, flush=True)
-        yield item
 
 
 def get_args_parser() -> argparse.ArgumentParser:

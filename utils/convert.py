@@ -23,8 +23,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
@@ -35,6 +33,7 @@ from utils.formats.clouds import CloudOptions
 from utils.formats.conversion import UNIT_NAMES, Conversion, Outcome, convert_part, tell_unit
 from utils.formats.parts import SPLITS, Found, Part, parts_by_pattern, parts_by_tree
 from utils.preprocess.workers import run_jobs
+from utils.progress import tracked
 
 LOCK_NAME = ".convert.lock"
 EXAMPLES_SHOWN = 5  # of each note
@@ -133,7 +132,7 @@ def _convert_all(parts: list[Part], args: argparse.Namespace, options: CloudOpti
         _sweep(parts, args.output)
         jobs = run_jobs(partial(convert_part, conversion=conversion), parts, args.num_workers)
         with closing(jobs) as outcomes:
-            return list(tqdm(outcomes, total=len(parts), unit="part", disable=len(parts) < 2))
+            return list(tracked(outcomes, len(parts), "converted", "part", shown=len(parts) > 1))
 
 
 def _sweep(parts: list[Part], output: Path) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
 
+from utils.progress import Advance, progress
 from utils.resources import Stopwatch, peak_memory_mb, reset_peak_memory
-
-Advance = Callable[[int], object]
 
 
 class Observer:
@@ -57,8 +56,8 @@ class ClassReport(Observer):
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Advance]:
-        with tqdm(total=total, desc=title, unit="sample", disable=None) as bar:
-            yield bar.update
+        with progress(title, total) as advance:
+            yield advance
 
     def remark(self, sample: str, text: str) -> None:
         self.remarks.append({"path": sample, "remark": text})

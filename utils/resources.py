@@ -69,7 +69,12 @@ def _status_mb(field: str) -> float:
 
 def sha256_of(path: Path) -> str:
     """Checksum of a file, to tell weights apart."""
-    digest = hashlib.sha256()
+    return digest_of(path, "sha256")
+
+
+def digest_of(path: Path, algorithm: str) -> str:
+    """A file's checksum by any of hashlib's algorithms, as hexadecimal digits; it protects from damage, not malice."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(HASH_BLOCK):
             digest.update(block)

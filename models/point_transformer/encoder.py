@@ -131,6 +131,6 @@ def load_point_transformer(
     network: PointTransformer, spec: PointTransformerSpec, path: Path, download: Download
 ) -> None:
     """Load the encoder of an original download. Raises CheckpointError."""
-    remedy = download.remedy()
+    remedy = download.remedy(path.parent)
     state = entry(read_torch_file(path, remedy), "base_model", path, remedy, dict)
     load_complete(network, subset(state, spec.prefix, spec.ignored), path, remedy)

@@ -19,15 +19,13 @@ from models.checkpoints import (
     read_torch_file,
     subset,
 )
+from models.downloads import UFF
 
 HIDDEN_RATIO = 4  # M3DM: 1152 -> 4608 -> 1152 and 768 -> 3072 -> 768
 HEAD_DIM = 256  # M3DM: both modalities are compared in 256 dimensions
 LARGEST_HIDDEN_RATIO, LARGEST_HEAD_DIM = 64, 2**14  # of a file that is believed
 
-REMEDY = (
-    "train a fusion block with fusion_pretrain.py or download 'UFF' (README, 'Checkpoints'), "
-    "and name its file with --fusion_module_path"
-)
+REMEDY = f"train a fusion block with fusion_pretrain.py, or {UFF.remedy()}, and name its file with --fusion_module_path"
 BACKBONE_REMEDY = (
     "the block was trained for other backbones: choose those with --rgb_backbone_name and "
     "--xyz_backbone_name, or a block trained for these"

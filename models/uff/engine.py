@@ -18,6 +18,7 @@ from models.uff.pairs import PatchPairs
 from models.uff.plan import Plan
 from utils.distributed import gather_rows, sum_gradients, sum_over_ranks
 from utils.files import atomic_path
+from utils.progress import Advance
 
 ADAM_BETAS = (0.9, 0.95)  # those of MAE, which the released trainer descends from
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -76,8 +77,10 @@ class StepLog(NamedTuple):
     lr: float
 
 
-def train_one_epoch(state: TrainingState, batches: Batches, plan: Plan, epoch: int) -> list[StepLog]:
-    """Train on every batch, or until the plan's steps are made; returns the steps.
+def train_one_epoch(
+    state: TrainingState, batches: Batches, plan: Plan, epoch: int, advance: Advance = lambda count: None
+) -> list[StepLog]:
+    """Train on every batch, or until the plan's steps are made; returns the steps. `advance` is told of each batch.
 
     Every `plan.accum_iter` batches make a step, at the end of the epoch those that are left; their losses are
     divided by their number. Raises FloatingPointError at a loss or gradient that is not finite, before the
@@ -99,8 +102,9 @@ def train_one_epoch(state: TrainingState, batches: Batches, plan: Plan, epoch: i
             _step(state, place)
             steps.append(StepLog(sum(losses) / window, lr))
             losses = []
-            if epoch * plan.steps_per_epoch + len(steps) == plan.steps:
-                break
+        advance(1)
+        if not losses and epoch * plan.steps_per_epoch + len(steps) == plan.steps:
+            break
     if not any(step.loss for step in steps):
         raise ValueError(
             f"epoch {epoch}: no sample has two xyz patches without a zero, so there is nothing to learn; "

@@ -133,6 +133,14 @@ def test_every_epoch_leaves_a_checkpoint_a_log_line_and_scalars(features, tmp_pa
     assert "only 4 optimiser steps" in capsys.readouterr().out
 
 
+def test_every_epoch_comes_to_its_last_batch_in_a_log_file(features, tmp_path, capsys):
+    _train(features, tmp_path, "--epochs 2 --accum_iter 2 --holdout 0")
+    lines = capsys.readouterr().err.splitlines()
+    for epoch in (0, 1):
+        counts = [line.split(", ")[0] for line in lines if line.startswith(f"epoch {epoch}: ")]
+        assert counts == [f"epoch {epoch}: {done} of 4 batches" for done in (1, 2, 3, 4)]
+
+
 def test_checkpoints_have_the_released_layout(features, tmp_path):
     _train(features, tmp_path, "--epochs 1")
     checkpoint = _checkpoint(tmp_path, 0)

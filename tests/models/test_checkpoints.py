@@ -94,7 +94,9 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path, capsys):
 
 
 def test_missing_point_weights_name_file_and_remedy(tmp_path):
-    with pytest.raises(CheckpointError, match=r"pointmae_pretrain\.pth: no such file; download 'Point-MAE'"):
+    with pytest.raises(
+        CheckpointError, match=r"pointmae_pretrain\.pth: no such file; run: .*download\.py Point_MAE"
+    ):
         load_point_transformer("Point_MAE", tmp_path)
 
 

@@ -12,12 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from utils.image_files import SampleFileError
 from utils.preprocess.record import RECORD_NAME, Header, open_record, write_part
 from utils.preprocess.sample import NO_POINTS, SCATTERED
 from utils.preprocess.workers import run_jobs
+from utils.progress import tracked
 
 EXAMPLES_SHOWN = 5  # of each oddity
 UNUSABLE = {NO_POINTS, SCATTERED}  # oddities after which a sample shows no part
@@ -80,9 +79,7 @@ def preprocess(job: Preprocessing, target: Path, num_workers: int, progress: boo
         pending = [name for name in job.names if name not in record.entries]
         attempt = partial(convert_to_parts, job.convert, target)
         with closing(run_jobs(attempt, pending, num_workers)) as outcomes:
-            for outcome in tqdm(
-                outcomes, total=len(pending), unit="sample", disable=not (progress and pending)
-            ):
+            for outcome in tracked(outcomes, len(pending), "preprocessed", shown=progress):
                 if outcome.error:
                     errors.append(outcome.error)
                 else:
