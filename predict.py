@@ -277,8 +277,9 @@ class Output:
         """The map, the overlay and the colored cloud, all in the geometry of the camera's own image."""
         if self.folder is None and not self.view:
             return
+        from utils.annotate import colored
         from utils.image_files import write_png
-        from utils.pictures import colored, overlay, write_colored_cloud, write_map
+        from utils.pictures import overlay, write_colored_cloud, write_map
 
         seen = self.reader.view(part)
         shape = (seen.rgb.shape[0], seen.rgb.shape[1])
