@@ -14,7 +14,7 @@ COLOR_MAP = "jet"  # the field's habit
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 SMALLEST_TEXT = 10  # pixels
 BACKGROUND, TEXT_COLOR = 255, (20, 20, 20)
-CONTOUR_PER_SIDE = 250  # pixels of an image's side a pixel of a contour's width
+CONTOUR_PER_SIDE, THINNEST = 250, 2  # pixels of an image's side a pixel of a contour's width; at least
 Color = tuple[int, int, int]
 
 
@@ -35,7 +35,7 @@ def colored(anomaly_map: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
 def with_contour(image: np.ndarray, inside: np.ndarray, color: Color) -> np.ndarray:
     """An image (H, W, 3) uint8 with a line around what is inside (H, W) bool; the inside stays visible."""
     drawn = image.copy()
-    drawn[outline(inside, max(1, round(max(inside.shape) / CONTOUR_PER_SIDE)))] = color
+    drawn[outline(inside, max(THINNEST, round(max(inside.shape) / CONTOUR_PER_SIDE)))] = color
     return drawn
 
 

@@ -18,7 +18,7 @@ from utils.structures import Thresholds
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "numba", "pillow", "tifffile")
 NOT_AVAILABLE = "n/a"
-LABELS: dict[int | None, str] = {0: "good", 1: "defect", None: "not known"}
+LABELS = {0: "good", 1: "defect"}
 
 
 TABLES = tuple(metric for metric in METRICS if metric.table_file)
@@ -127,12 +127,13 @@ def format_metric(value: float | None) -> str:
 
 
 def in_words(score: float, label: int | None, thresholds: Thresholds | None) -> str:
-    """A sample's score, the threshold and the verdict where there is one, and the truth."""
+    """A sample's score, the threshold and the verdict where there is one, and the truth where it is known."""
     verdict = ""
     if thresholds is not None:
         said = "anomalous" if score > thresholds.image else "good"
         verdict = f", threshold {thresholds.image:.4g}: {said}"
-    return f"score {score:.4g}{verdict}; truth: {LABELS[label]}"
+    truth = "" if label is None else f"; truth: {LABELS[label]}"
+    return f"score {score:.4g}{verdict}{truth}"
 
 
 def _with_row(before: str, table: str) -> str:

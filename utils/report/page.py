@@ -70,7 +70,8 @@ def table(
 
 def name_value_table(values: Mapping[str, Any]) -> str:
     """One row a value."""
-    return table(["", ""], [[name, Cell(_plain(value), "text")] for name, value in values.items()])
+    rows = (_row([name, Cell(_plain(value), "text")], False) for name, value in values.items())
+    return '<div class="table"><table class="values"><tbody>\n' + "\n".join(rows) + "\n</tbody></table></div>"
 
 
 def folded(title: str, content: str) -> str:
@@ -80,6 +81,11 @@ def folded(title: str, content: str) -> str:
 
 def charts(svgs: Iterable[str]) -> str:
     return '<div class="charts">\n' + "\n".join(svgs) + "\n</div>"
+
+
+def tables(blocks: Iterable[str]) -> str:
+    """Side by side where there is room."""
+    return '<div class="tables">\n' + "\n".join(blocks) + "\n</div>"
 
 
 def key(names: Mapping[str, str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.files import write_text
-from utils.metrics import AU_PRO_LIMIT, METRICS
+from utils.metrics import AU_PRO_LIMIT, METRICS, Metric
 from utils.report import published
 from utils.report.charts import histogram, line_chart
 from utils.report.figures import (
@@ -35,8 +35,10 @@ from utils.report.page import (
     page,
     paragraph,
     table,
+    tables,
     warning,
 )
+from utils.report.published import Figure
 from utils.reporting import NOT_AVAILABLE, problem_lines
 
 MEANINGLESS = "Random weights: these results mean nothing, only that the code runs."
@@ -75,9 +77,8 @@ def run_page(results: Path, record: Mapping[str, Any], defaults: Mapping[str, An
     classes: Classes = record["classes"]
     anchors = {f"class-{i}": name for i, name in enumerate(classes)}
     blocks = [heading(1, f"M3DM: {record['method_name']}")]
-    blocks.append(
-        paragraph(f"{len(classes)} classes of {record['dataset_path']}, on {record['device']}", "soft")
-    )
+    count = "1 class" if len(classes) == 1 else f"{len(classes)} classes"
+    blocks.append(paragraph(f"{count} of {record['dataset_path']}, on {record['device']}", "soft"))
     blocks += _warnings(record)
     if len(anchors) > 1:
         blocks.append(links(anchors))
@@ -96,35 +97,47 @@ def _warnings(record: Mapping[str, Any]) -> list[str]:
 
 
 def _results(method_name: str, classes: Classes) -> list[str]:
+    """Ours beside the published figures, and what is to be known of those; the other metrics."""
     figures = published.of_method(method_name)
-    sources = dict.fromkeys(figure.source for figure in figures)
-    blocks = [heading(2, "Results")]
-    for metric in COMPARED:
-        rows = [
-            _compared(name, result[metric.key], published.value_of(figures, metric.key, name))
-            for name, result in classes.items()
-        ]
-        known = [result[metric.key] for result in classes.values() if result[metric.key] is not None]
-        mean = sum(known) / len(known) if known else None
-        theirs = published.mean_of(figures, metric.key, list(classes)) if len(known) == len(classes) else None
-        rows.append(_compared("Mean", mean, theirs))
-        blocks.append(table([metric.title, "here", "published", "difference"], rows, last_is_sum=True))
-    told = f"Published: {'; '.join(sources)}." if sources else "No figures of this method are known."
-    blocks.append(
-        paragraph(
-            f"{told} They are of the complete MVTec 3D-AD with trained weights and the default settings; other "
-            "samples, weights or settings give other figures. The published mean is that of the classes shown.",
-            "soft",
-        )
-    )
     header = ["", *(metric.title for metric in OTHERS)]
     rows = [[name, *(_metric(result.get(m.key)) for m in OTHERS)] for name, result in classes.items()]
-    return [*_side_by_side(blocks), folded("Other metrics", table(header, rows))]
+    return [
+        heading(2, "Results"),
+        tables(_comparison(metric, figures, classes) for metric in COMPARED),
+        paragraph(_about(figures), "soft"),
+        folded("Other metrics", table(header, rows)),
+    ]
 
 
-def _side_by_side(blocks: list[str]) -> list[str]:
-    title, *tables, note = blocks
-    return [title, charts(tables), note]
+def _comparison(metric: Metric, figures: Sequence[Figure], classes: Classes) -> str:
+    """The table of a metric: a row a class, and their mean; the published mean is that of the same classes."""
+    ours = {name: result[metric.key] for name, result in classes.items()}
+    rows = [
+        _compared(name, value, published.value_of(figures, metric.key, name)) for name, value in ours.items()
+    ]
+    known = [value for value in ours.values() if value is not None]
+    same = len(known) == len(ours)
+    rows.append(
+        _compared(
+            "Mean",
+            sum(known) / len(known) if known else None,
+            published.mean_of(figures, metric.key, list(ours)) if same else None,
+        )
+    )
+    return table(["", "here", "published", "diff."], rows, last_is_sum=True, caption=metric.title)
+
+
+def _about(figures: Sequence[Figure]) -> str:
+    if not figures:
+        return "No published figures of this method are known here."
+    sources = "; ".join(dict.fromkeys(figure.source for figure in figures))
+    means = {metric.title: published.value_of(figures, metric.key, published.MEAN) for metric in COMPARED}
+    told = ", ".join(f"{title} {number(value)}" for title, value in means.items())
+    return (
+        f"Published: {sources}; means over all {len(published.all_classes())} classes: {told}. They hold for the "
+        "complete MVTec 3D-AD, trained weights and default settings; with other samples, weights or settings other "
+        "figures are to be expected. In the tables the published mean is that of the classes shown."
+    )
 
 
 def _compared(name: str, ours: float | None, theirs: float | None) -> Sequence[str | Cell]:
@@ -187,18 +200,15 @@ def _kinds(figures: ClassFigures) -> list[str]:
 
 
 def _cases(figures: ClassFigures) -> list[str]:
-    blocks = []
+    """Pictures of the extremes, ahead of them how to read them."""
+    white = "; white: the pixel threshold" if figures.thresholds else ""
+    told = f"Left the image with the truth's contour (green), right the map over it{white}. One color scale a class:"
+    blocks = [heading(3, "Samples to look at"), paragraph(told, "soft"), color_scale(figures.limits)]
     for group, title in GROUPS.items():
         shown = [case for case in figures.cases if case.group == group]
         if shown:
             blocks += [heading(3, title), cases(shown, figures.thresholds)]
-    told = "Left the image with the truth's contour (green), right the map over it"
-    line = "; white: the pixel threshold" if figures.thresholds else ""
-    return [
-        *blocks,
-        paragraph(f"{told}{line}. Colors of all maps of this class:", "soft"),
-        color_scale(figures.limits),
-    ]
+    return blocks
 
 
 def _costs(classes: Classes) -> list[str]:
