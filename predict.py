@@ -273,6 +273,7 @@ def write_report(args: argparse.Namespace, model: M3DM, output: Output) -> None:
         calibration.thresholds if calibration else None,
         calibration.image_scores if calibration else [],
         output.picture_of,
+        calibration.colors() if calibration else None,
         args.random_weights,
     )
     print(f"report: {path}")

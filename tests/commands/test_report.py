@@ -9,6 +9,7 @@ import pytest
 import predict
 from tests.conftest import write_class
 from tests.tiny_runs import run_main
+from utils.report.parts_report import MAP_COLORS
 from utils.report.parts_report import MEANINGLESS as VERDICTS_MEANINGLESS
 from utils.report.run_report import MEANINGLESS
 
@@ -40,3 +41,4 @@ def test_predict_writes_a_report_with_pictures_of_the_parts(ran, capsys):
     assert VERDICTS_MEANINGLESS in page
     assert page.count("<img") == 4
     assert "4 parts: " in page
+    assert MAP_COLORS in page

@@ -14,6 +14,7 @@ from utils.report.figures import Case
 from utils.report.page import (
     cases,
     charts,
+    color_scale,
     folded,
     heading,
     key,
@@ -28,6 +29,9 @@ from utils.structures import Thresholds
 
 MEANINGLESS = "Random weights: these verdicts mean nothing, only that the code runs."
 NO_THRESHOLD = "The detector has no threshold: there are scores, but no verdicts."
+MAP_COLORS = (
+    "In the pictures: left the image, right the map over it; white: the pixel threshold. Colors of all maps:"
+)
 MOST_ROWS = 500
 HIGHEST, NEAREST = 8, 4  # parts that are shown
 Row = Mapping[str, str]
@@ -41,12 +45,14 @@ def write_parts_report(
     thresholds: Thresholds | None,
     held_out: Sequence[float],
     picture_of: PictureOf,
+    limits: Sequence[float] | None = None,
     random_weights: bool = False,
 ) -> Path:
     """Write report.html beside the report.csv of the parts; returns its path.
 
     about: what to show folded, by title; held_out: the scores that the threshold follows from; picture_of: a part's
-    jpeg in base64 by the part's name, None where there is none.
+    jpeg in base64 by the part's name, None where there is none; limits: the scores of the maps' first and last color,
+    None where each map has its own.
     """
     with (folder / "report.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
