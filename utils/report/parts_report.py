@@ -14,7 +14,6 @@ from utils.report.figures import Case
 from utils.report.page import (
     cases,
     charts,
-    color_scale,
     folded,
     heading,
     key,
