@@ -48,14 +48,25 @@ from utils.devices import choose_device
 from utils.image_files import read_rgb
 from utils.metrics import Predictions
 from utils.observer import Observer
-from utils.pictures import resize_map, write_map, write_picture
-from utils.reporting import versions
-from utils.structures import Modality, Patches, Sample, SampleFiles, Score
+from utils.parallel import map_on_cores
+from utils.pictures import (
+    CELL_SIDE,
+    MapScale,
+    resize_map,
+    sheet_cell,
+    sheet_order,
+    thumbnail,
+    write_contact_sheet,
+    write_map,
+    write_picture,
+)
+from utils.report.figures import ClassFigures, collect
+from utils.reporting import in_words, versions
+from utils.structures import Modality, Patches, Sample, SampleFiles, Score, Thresholds
 
 __all__ = ["M3DM", "EvaluatedClass", "NotFittedError", "Settings", "evaluate"]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-PICTURE_RANGE = (0.5, 99.9)  # percentiles of a class's map values that get the first and the last color
 
 
 class NotFittedError(RuntimeError):
@@ -245,13 +256,15 @@ class M3DM:
 class EvaluatedClass:
     """The test samples of a class that could be scored, in order, with their scores; maps (n, S, S).
 
-    predictions: those of the samples whose label is known, beside their ground truth.
+    predictions: those of the samples whose label is known, beside their ground truth; thresholds: where the model has
+    been calibrated.
     """
 
     files: list[SampleFiles]
     scores: np.ndarray
     maps: np.ndarray
     predictions: Predictions
+    thresholds: Thresholds | None = None
 
     def rows(self) -> list[tuple[str, int | None, float]]:
         """Path, label and score of each sample; label None where it is not known."""
@@ -282,7 +295,8 @@ def evaluate(model: M3DM, samples: Sequence[SampleFiles], title: str = "test") -
     if not kept:
         raise DatasetError("no test sample can be used")
     images, maps = np.array([score.image for score in scores]), np.stack([score.map for score in scores])
-    return EvaluatedClass(kept, images, maps, _predictions(kept, images, maps, masks))
+    thresholds = model.calibration_.thresholds if model.calibration_ else None
+    return EvaluatedClass(kept, images, maps, _predictions(kept, images, maps, masks), thresholds)
 
 
 def _predictions(
@@ -299,17 +313,34 @@ def _predictions(
     )
 
 
+def figures_of(evaluated: EvaluatedClass) -> ClassFigures:
+    """What the report shows of a class. Raises SampleFileError."""
+    of = evaluated
+    return collect(of.files, of.scores, of.maps, of.predictions, of.thresholds)
+
+
 def save_predictions(folder: Path, evaluated: EvaluatedClass) -> None:
     """Per test sample a picture `<defect>/<stem>.png`, and the float32 map at the stored image's size,
-    `test/<defect>/<stem>.tiff`.
+    `test/<defect>/<stem>.tiff`; of all of them a contact sheet.
     """
-    low, high = (float(limit) for limit in np.percentile(evaluated.maps, PICTURE_RANGE))
-    for files, anomaly_map in zip(evaluated.files, evaluated.maps, strict=True):
-        image = read_rgb(files.rgb)
+    thresholds = evaluated.thresholds
+    scale = MapScale.of(evaluated.maps, thresholds.pixel if thresholds else None)
+
+    def save_sample(sample: tuple[SampleFiles, float, np.ndarray]) -> np.ndarray:
+        files, score, anomaly_map = sample
+        image, mask = read_rgb(files.rgb), stored_mask(files)
         resized = resize_map(anomaly_map, (image.shape[0], image.shape[1]))
         defect, stem = files.rgb.parents[1].name, files.rgb.stem
         write_map(folder / "test" / defect / f"{stem}.tiff", resized)
-        write_picture(folder / defect / f"{stem}.png", image, stored_mask(files), resized, (low, high))
+        caption = f"{defect}/{stem}: {in_words(score, files.label, thresholds)}"
+        write_picture(folder / defect / f"{stem}.png", image, mask, resized, scale, caption)
+        small = thumbnail(image, mask, anomaly_map, scale, CELL_SIDE)[-1]
+        return sheet_cell(small, files.label, f"{defect}/{stem} {score:.3g}")
+
+    samples = zip(evaluated.files, evaluated.scores.tolist(), evaluated.maps, strict=True)
+    cells = list(map_on_cores(save_sample, samples, torch.get_num_threads()))
+    chosen = sheet_order(evaluated.scores)
+    write_contact_sheet(folder / "contact_sheet.png", [cells[i] for i in chosen])
 
 
 def _check_same(what: str, fitted: dict[str, Any], given: dict[str, Any], path: str | Path) -> None:

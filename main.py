@@ -333,13 +333,16 @@ def _run_class(
     record: dict[str, Any],
 ) -> None:
     """One class, its results on disk when it is done; if its data is no good it is recorded as failed."""
-    from m3dm_runner import save_predictions
+    from m3dm_runner import figures_of, save_predictions
     from utils.observer import ClassReport
+    from utils.report.figures import write_figures
 
     model.observer = report = ClassReport()
     try:
         evaluated = _evaluated(name, samples, model, store, args, report)
         write_scores(args.results_dir, name, evaluated.rows() if evaluated else [])
+        if evaluated:
+            write_figures(args.results_dir, name, figures_of(evaluated))
         if args.save_preds and evaluated:
             save_predictions(args.results_dir / "pred_maps" / name, evaluated)
     except ValueError as error:
@@ -479,13 +482,17 @@ def _header(args: argparse.Namespace, model: M3DM) -> dict[str, Any]:
 
 
 def _write_tables(args: argparse.Namespace, classes: list[str], record: dict[str, Any]) -> int:
-    """Append the run's row to the tables; returns the exit status."""
+    """Append the run's row to the tables, and write the report; returns the exit status."""
+    from utils.report.run_report import write_report
+
+    report = write_report(args.results_dir, record, Settings(args.method_name).as_dict())
     done = {name: record["classes"][name] for name in classes if name in record["classes"]}
     if done:
         row_name = args.method_name + (" (random weights)" if args.random_weights else "")
         print(append_tables(args.results_dir, row_name, done))
     record["complete"] = True  # last: a run cut in the tables goes on with them
     write_results(args.results_dir, record)
+    print(f"report: {report}")
     for line in problem_lines(record, classes):
         print(line, file=sys.stderr)
     doubtful = any(result.get("doubt") for result in done.values())

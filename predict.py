@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -142,9 +142,10 @@ def run(args: argparse.Namespace) -> int:
     elif calibration.warning():
         print(f"warning: {calibration.warning()}", file=sys.stderr)
     judge = Judge(model, reader, Output(args.output, reader, calibration, args.view))
-    if args.watch is not None:
-        return watch(args.watch, judge, args.poll_seconds)
-    return judge_all(args, judge)
+    status = watch(args.watch, judge, args.poll_seconds) if args.watch is not None else judge_all(args, judge)
+    if args.output is not None:
+        write_report(args, model, judge.output)
+    return status
 
 
 def make_reader(args: argparse.Namespace, model: M3DM) -> PartReader:
@@ -248,6 +249,36 @@ def load_for_model(reader: PartReader, image_size: int, part: Part) -> Sample:
     return load_sample(*reader.model_view(part), image_size)
 
 
+def write_report(args: argparse.Namespace, model: M3DM, output: Output) -> None:
+    """report.html, of what has been judged."""
+    from utils.report.parts_report import write_parts_report
+    from utils.reporting import versions
+
+    settings = model.settings.as_dict()
+    about = {
+        "Settings of the detector": {**settings, **settings.pop("quirks")},
+        "Run and weights": {
+            "detector": args.detector,
+            "device": model.device,
+            **model.weights,
+            **model.counts_,
+        },
+        "Versions": versions(),
+    }
+    calibration = model.calibration_
+    path = write_parts_report(
+        args.output,
+        args.detector.name,
+        about,
+        calibration.thresholds if calibration else None,
+        calibration.image_scores if calibration else [],
+        output.picture_of,
+        calibration.colors() if calibration else None,
+        args.random_weights,
+    )
+    print(f"report: {path}")
+
+
 @dataclass
 class Output:
     """A line on the screen for each part, and under `folder`, where there is one, the report and the pictures."""
@@ -256,6 +287,7 @@ class Output:
     reader: PartReader
     calibration: Calibration | None
     view: bool
+    parts: dict[str, Part] = field(default_factory=dict)  # those that have their files, by name
 
     def __post_init__(self) -> None:
         if self.folder is not None:
@@ -277,8 +309,9 @@ class Output:
         """The map, the overlay and the colored cloud, all in the geometry of the camera's own image."""
         if self.folder is None and not self.view:
             return
+        from utils.annotate import colored
         from utils.image_files import write_png
-        from utils.pictures import colored, overlay, write_colored_cloud, write_map
+        from utils.pictures import overlay, write_colored_cloud, write_map
 
         seen = self.reader.view(part)
         shape = (seen.rgb.shape[0], seen.rgb.shape[1])
@@ -291,8 +324,26 @@ class Output:
             picture = overlay(seen.rgb, anomaly_map, limits, threshold)
             write_png(self._file(part, "overlays", ".png"), picture)
             write_colored_cloud(self._file(part, "clouds", ".ply"), seen.cloud, colors)
+            self.parts[part.name] = part
         if self.view:
             show_cloud(part.name, seen.cloud, colors)
+
+    def picture_of(self, name: str) -> str | None:
+        """A part's picture for the report; None where its files are not there, or not any more."""
+        import tifffile
+
+        from utils.pictures import MapScale
+        from utils.report.figures import encode_picture
+
+        if name not in self.parts:
+            return None
+        part, threshold = self.parts[name], self.calibration.pixel_threshold if self.calibration else None
+        try:
+            image = self.reader.view(part).rgb
+            anomaly_map = tifffile.imread(self._file(part, "maps", ".tiff"))
+        except (OSError, ValueError):
+            return None
+        return encode_picture(image, None, anomaly_map, MapScale(self._limits(anomaly_map), threshold))
 
     def _in_camera(self, score: Score, shape: tuple[int, int]) -> np.ndarray:
         from utils.pictures import resize_map

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from utils.schema import check_fields
-from utils.structures import Score
+from utils.structures import Score, Thresholds
 
 FEW_PARTS = 10  # held-out parts below which a threshold says little
 MAX, QUANTILE, SIGMA = "max", "quantile", "sigma"
@@ -92,6 +92,12 @@ class Calibration:
 
     def is_anomalous(self, score: Score) -> bool:
         return score.image > self.image_threshold
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """For pictures and reports."""
+        origin = f"{self.rule} of {len(self.image_scores)} good parts ({self.origin})"
+        return Thresholds(self.image_threshold, self.pixel_threshold, origin)
 
     def calibrated(self, score: Score) -> float:
         """A score for people, between 0 and 1: 0.5 at the threshold, rising with the score.

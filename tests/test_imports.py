@@ -55,7 +55,16 @@ def test_argparse_stops_at_the_entry_scripts(file):
 
 
 @pytest.mark.parametrize(
-    "name", ["feature_extractors.settings", "models.backbones", "dataset", "utils.reporting", "main"]
+    "name",
+    [
+        "feature_extractors.settings",
+        "models.backbones",
+        "dataset",
+        "utils.reporting",
+        "utils.report.run_report",
+        "utils.report.parts_report",
+        "main",
+    ],
 )
 def test_plain_data_imports_no_torch(name):
     import subprocess

@@ -122,6 +122,13 @@ def roc_auc(ranking: Ranking | None) -> float | None:
     return float(wins / ranking.negatives / positives)
 
 
+def roc_curve(ranking: Ranking) -> Curve:
+    """The ROC curve from (0, 0) to (1, 1); oblique where positives and negatives have the same score."""
+    rates = np.stack([ranking.higher_alarms, ranking.alarms], axis=1).ravel() / ranking.negatives
+    found = np.stack([ranking.higher_found, ranking.found], axis=1).ravel() / ranking.found[-1]
+    return Curve(np.concatenate([[0.0], rates, [1.0]]), np.concatenate([[0.0], found, [1.0]]))
+
+
 def average_precision(ranking: Ranking | None) -> float | None:
     """Mean over the positives of the precision at each one's score, as scikit-learn defines it."""
     if ranking is None:

@@ -45,6 +45,7 @@ class ClassReport(Observer):
     skipped: list[dict[str, str]] = field(default_factory=list)
     watch: Stopwatch = field(default_factory=Stopwatch)
     doubt: str | None = None  # why the results can't be trusted
+    memory_mb: dict[str, float | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         reset_peak_memory()
@@ -53,6 +54,7 @@ class ClassReport(Observer):
     def stage(self, name: str) -> Iterator[None]:
         with self.watch.stage(name):
             yield
+        self.memory_mb[name] = peak_memory_mb()
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Advance]:
@@ -72,6 +74,7 @@ class ClassReport(Observer):
         return {
             **self.metrics,
             "seconds": {name: round(value, 3) for name, value in self.watch.seconds.items()},
+            "memory_mb": self.memory_mb,
             "peak_memory_mb": peak_memory_mb(),
             "counts": self.counts,
             "remarks": self.remarks,

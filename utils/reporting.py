@@ -14,9 +14,11 @@ from typing import Any
 
 from utils.files import write_json, write_text
 from utils.metrics import METRICS
+from utils.structures import Thresholds
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "numba", "pillow", "tifffile")
 NOT_AVAILABLE = "n/a"
+LABELS = {0: "good", 1: "defect"}
 
 
 TABLES = tuple(metric for metric in METRICS if metric.table_file)
@@ -128,6 +130,16 @@ def problem_lines(record: dict[str, Any], classes: list[str]) -> list[str]:
 def format_metric(value: float | None) -> str:
     """Three decimals, or that the value is not available."""
     return NOT_AVAILABLE if value is None else f"{value:.3f}"
+
+
+def in_words(score: float, label: int | None, thresholds: Thresholds | None) -> str:
+    """A sample's score, the threshold and the verdict where there is one, and the truth where it is known."""
+    verdict = ""
+    if thresholds is not None:
+        said = "anomalous" if score > thresholds.image else "good"
+        verdict = f", threshold {thresholds.image:.4g}: {said}"
+    truth = "" if label is None else f"; truth: {LABELS[label]}"
+    return f"score {score:.4g}{verdict}{truth}"
 
 
 def _with_row(before: str, table: str) -> str:

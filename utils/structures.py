@@ -101,3 +101,12 @@ class Score:
 
     image: float
     map: np.ndarray
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Scores above which an image, or a pixel, is anomalous, and what they follow from, in words."""
+
+    image: float
+    pixel: float
+    origin: str

@@ -19,7 +19,10 @@ from feature_extractors.extractor import Extractor
 from models.uff.pairs import open_folder
 from tests.conftest import write_class
 from tests.tiny_runs import all_files, read_record, read_scores, run_main
+from utils.annotate import with_contour
 from utils.image_files import read_mask, read_rgb, read_xyz, write_png, write_xyz
+from utils.pictures import LABEL_COLORS, TRUTH_COLOR
+from utils.report.run_report import run_page
 
 CLASSES = ["bagel", "rope"]
 STAGES = ["extract_train", "fit_banks", "fit_decision", "predict", "metrics"]
@@ -115,14 +118,23 @@ def test_maps_and_pictures_have_the_size_of_the_stored_image(finished, name, sha
             assert anomaly_map.shape == shape
             assert anomaly_map.dtype == np.float32
             with Image.open(finished / "pred_maps" / name / defect / f"{stem}.png") as picture:
-                assert picture.size == (3 * shape[1], shape[0])
+                assert picture.width > 3 * shape[1]  # with the color bar
+                assert picture.height > shape[0]  # with the caption
 
 
 def test_pictures_show_the_image_and_its_ground_truth(finished, data):
     picture = read_rgb(finished / "pred_maps" / "bagel" / "hole" / "000.png")
     sample = data / "bagel" / "test" / "hole"
-    np.testing.assert_array_equal(picture[:, :40], read_rgb(sample / "rgb" / "000.png"))
-    np.testing.assert_array_equal(picture[:, 40:80, 0] > 0, read_mask(sample / "gt" / "000.png") > 0)
+    image, mask = read_rgb(sample / "rgb" / "000.png"), read_mask(sample / "gt" / "000.png") > 0
+    np.testing.assert_array_equal(picture[:40, :40], image)
+    np.testing.assert_array_equal(picture[:40, 40:80], with_contour(image, mask, TRUTH_COLOR))
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_contact_sheet_shows_all_samples_of_a_class(finished, name):
+    sheet = read_rgb(finished / "pred_maps" / name / "contact_sheet.png")
+    frames = [(sheet[0] == LABEL_COLORS[label]).all(axis=1).sum() for label in (0, 1)]
+    assert frames[0] == frames[1] == sheet.shape[1] // 2  # two good ones and two defects in one row
 
 
 def test_saved_features_can_be_trained_on(finished):
@@ -191,7 +203,7 @@ class TestCutRun:
         return Path(shutil.copytree(cut_once, tmp_path / "cut"))
 
     def test_finished_classes_are_on_disk_and_no_table(self, cut):
-        assert all_files(cut) == ["results.json", "scores/bagel.csv"]
+        assert all_files(cut) == ["report/bagel.json", "results.json", "scores/bagel.csv"]
         record = read_record(cut)
         assert list(record["classes"]) == ["bagel"]
         assert record["complete"] is False
@@ -207,8 +219,15 @@ class TestCutRun:
             assert (cut / csv).read_bytes() == (uncut / csv).read_bytes()
         for file in TABLES:
             assert (cut / file).read_text() == (uncut / file).read_text()
-        metrics = [[r["au_pro"] for r in read_record(f)["classes"].values()] for f in (cut, uncut)]
-        assert metrics[0] == metrics[1]
+        assert self._page_without_times(cut) == self._page_without_times(uncut)
+
+    @staticmethod
+    def _page_without_times(results) -> str:
+        """The report, which holds all metrics, and the figures that each class has left."""
+        record = read_record(results)
+        for result in record["classes"].values():
+            result |= {"seconds": {}, "memory_mb": {}, "peak_memory_mb": None}
+        return run_page(results, record, {})
 
     @pytest.mark.parametrize("other", [("DINO",), (*METHOD, "--save_preds")])
     def test_another_command_does_not_take_over_its_classes(self, cut, data, fitted, other):
@@ -230,7 +249,7 @@ def test_ctrl_c_while_a_map_is_written_leaves_no_part_of_it(data, tmp_path, monk
 
     monkeypatch.setattr(tifffile, "imwrite", half)
     assert run_main(data, tmp_path, "Point_MAE", "--save_preds") == main.INTERRUPTED
-    assert all_files(tmp_path) == ["scores/bagel.csv"]
+    assert all_files(tmp_path) == ["report/bagel.json", "scores/bagel.csv"]
 
 
 def test_disk_that_fills_up_ends_the_run_and_keeps_the_classes_that_are_done(
@@ -246,7 +265,7 @@ def test_disk_that_fills_up_ends_the_run_and_keeps_the_classes_that_are_done(
     monkeypatch.setattr(Path, "replace", full)
     assert run_main(data, tmp_path, "Point_MAE") == 1
     assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
-    assert all_files(tmp_path) == ["results.json", "scores/bagel.csv"]
+    assert all_files(tmp_path) == ["report/bagel.json", "results.json", "scores/bagel.csv"]
     assert list(read_record(tmp_path)["classes"]) == ["bagel"]
 
 
