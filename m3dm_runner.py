@@ -42,7 +42,7 @@ from feature_extractors.detector_file import (
 from feature_extractors.extractor import Extractor
 from feature_extractors.memory_bank.training_patches import PatchCollector, TrainingPatches
 from feature_extractors.networks import WeightsSource, load_networks
-from feature_extractors.pipeline import Pipeline, Prepare, check_finite
+from feature_extractors.pipeline import Pipeline, Prepare, check_features
 from feature_extractors.settings import Settings
 from utils.devices import choose_device
 from utils.image_files import read_rgb
@@ -161,7 +161,7 @@ class M3DM:
         """The patches of one part by modality, without any bank. Raises ValueError when the part can't be used."""
         prepared = Prepare(self._load, self._extractor.preparation)(Pair(rgb, xyz))
         patches = self._extractor.extract([prepared])[0]
-        check_finite(patches)
+        check_features(patches)
         return patches
 
     def extract_all(
@@ -181,13 +181,13 @@ class M3DM:
         items = as_parts(samples)
         detector = self._fitted()
 
-        def finite_score(patches: Mapping[Modality, Patches]) -> Score:
+        def plausible_score(patches: Mapping[Modality, Patches]) -> Score:
             score = detector.score(patches)
-            if not np.isfinite(score.image):
-                raise ValueError(f"its score is {score.image}")
+            if not np.isfinite(score.image) or score.image == 0:
+                raise ValueError(f"its score is {score.image}, which no part has")
             return score
 
-        return self._pipeline(load).run(items, part_names(items), finite_score, self.observer, title)
+        return self._pipeline(load).run(items, part_names(items), plausible_score, self.observer, title)
 
     def save(self, path: str | Path, dtype: RowsDtype = "float32") -> None:
         """Write the fitted detector to one file, without the networks; `dtype` of the bank rows."""

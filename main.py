@@ -45,6 +45,7 @@ INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 MOST_WORKERS = 4  # one or two already keep up with the networks
 SHOWN_REASONS = 3  # of left-out samples, in an error
 DETECTOR_SUFFIX = ".m3dm"
+MOST_TRAIN_LEFT_OUT, MOST_TEST_LEFT_OUT = 0.5, 0.1  # shares of a class; beyond them its results are doubtful
 UNKNOWN = "unknown"  # a test kind of parts that nobody has judged
 
 
@@ -339,9 +340,10 @@ def _run_class(
     model.observer = report = ClassReport()
     try:
         evaluated = _evaluated(name, samples, model, store, args, report)
-        write_scores(args.results_dir, name, evaluated.rows())
-        write_figures(args.results_dir, name, figures_of(evaluated))
-        if args.save_preds:
+        write_scores(args.results_dir, name, evaluated.rows() if evaluated else [])
+        if evaluated:
+            write_figures(args.results_dir, name, figures_of(evaluated))
+        if args.save_preds and evaluated:
             save_predictions(args.results_dir / "pred_maps" / name, evaluated)
     except ValueError as error:
         record["classes"].pop(name, None)
@@ -360,11 +362,11 @@ def _evaluated(
     store: FeatureStoreWriter | None,
     args: argparse.Namespace,
     report: ClassReport,
-) -> EvaluatedClass:
-    """The class's fitted or loaded model on its test samples; metrics and counts go to the report."""
+) -> EvaluatedClass | None:
+    """The class's fitted or loaded model on its test samples, None without any; the report gets metrics and counts."""
     from feature_extractors.saved_features import saving
     from m3dm_runner import evaluate
-    from utils.metrics import measure
+    from utils.metrics import METRICS, measure
 
     if args.load_detector is not None:
         model.restore(_detector_path(args.load_detector, name))
@@ -375,6 +377,10 @@ def _evaluated(
         model.fit_patches(saving(store, name, patches) if store else patches, expected=len(training))
         if args.save_detector is not None:
             _save_detector(model, held_out or samples["validation"], name, args)
+    if not samples["test"]:
+        print(f"{name}: no test samples; the detector is fitted and saved, and not evaluated")
+        report.metrics, report.counts = dict.fromkeys(metric.key for metric in METRICS), model.counts_
+        return None
     evaluated = evaluate(model, samples["test"], f"{name} test")
     with report.stage("metrics"):
         report.metrics = measure(evaluated.predictions)
@@ -382,7 +388,17 @@ def _evaluated(
     counts = {"test": len(evaluated.files), "test_anomalous": int(labels.sum())}
     unlabelled = len(evaluated.files) - len(labels)
     report.counts = {**model.counts_, **counts, **({"test_unlabelled": unlabelled} if unlabelled else {})}
+    report.doubt = _doubt(samples, report)
     return evaluated
+
+
+def _doubt(samples: Mapping[str, list[SampleFiles]], report: ClassReport) -> str | None:
+    """Why a class's results can't be trusted: so many samples were left out; None if they can."""
+    for split, most in (("train", MOST_TRAIN_LEFT_OUT), ("test", MOST_TEST_LEFT_OUT)):
+        left_out = sum(sample["path"].startswith(f"{split}/") for sample in report.skipped)
+        if left_out > most * len(samples[split]):
+            return f"{left_out} of {len(samples[split])} {split} samples were left out; mend or remove them"
+    return None
 
 
 def held_out_apart(
@@ -422,7 +438,10 @@ def _find_samples(args: argparse.Namespace) -> Samples:
     found = {}
     for name in classes:
         folder = args.dataset_path / name
-        train, test = (list_samples(folder, split, dataset.find_samples) for split in ("train", "test"))
+        train = list_samples(folder, "train", dataset.find_samples)
+        test = dataset.find_samples(folder, "test")
+        if not test and args.save_detector is None:  # a detector can be fitted without
+            list_samples(folder, "test", dataset.find_samples)
         validation = dataset.find_samples(folder, "validation")
         if args.label_by_folder:
             test = [_labelled_by_folder(sample) for sample in test]
@@ -476,7 +495,8 @@ def _write_tables(args: argparse.Namespace, classes: list[str], record: dict[str
     print(f"report: {report}")
     for line in problem_lines(record, classes):
         print(line, file=sys.stderr)
-    return 1 if record["failed_classes"] else 0
+    doubtful = any(result.get("doubt") for result in done.values())
+    return 1 if record["failed_classes"] or doubtful else 0
 
 
 def _detector_path(folder: Path, class_name: str) -> Path:

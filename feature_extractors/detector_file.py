@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from feature_extractors.calibration import Calibration
 from feature_extractors.decision import Decision, LinearScore, OneClassDecision, SumDecision
 from feature_extractors.detector import Detector
 from feature_extractors.memory_bank.bank import MemoryBank, ScoreRule
@@ -52,19 +53,20 @@ class Header:
     counts: dict[str, int]
     calibration: dict[str, Any] | None = None
     preprocessing: dict[str, Any] | None = None
-    tensors_sha256: str = ""
+    sha256: str = ""  # of all other fields and the tensors
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 
 
 def write_detector(path: Path, detector: Detector, header: Header, dtype: RowsDtype = "float32") -> None:
-    """Write a detector atomically, the checksum of its tensors in the header.
+    """Write a detector atomically, with a checksum of everything in the header.
 
     `dtype` "float32" keeps the bank rows as they are (FPFH's are float64), "float16" rounds them. Raises ValueError
     for rows that do not fit float16.
     """
     tensors = _tensors(detector, dtype)
-    values = {**asdict(header), "tensors_sha256": _checksum(tensors)}
+    values = asdict(header)
+    values["sha256"] = checksum(values, tensors)
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, {METADATA_KEY: json.dumps(values, allow_nan=False)})
 
@@ -96,12 +98,14 @@ def _read(path: Path, *, with_tensors: bool) -> tuple[Header, Settings, dict[str
         raise
     except Exception as error:  # safetensors has no error class of its own for all that a file may hold
         raise _damaged(path, error) from error
-    if with_tensors and _checksum(tensors) != header.tensors_sha256:
-        raise _damaged(path, "its tensors are not those that were written")
+    if with_tensors and checksum(asdict(header), tensors) != header.sha256:
+        raise _damaged(path, "it does not hold what was written")
     try:
+        if header.calibration is not None:
+            Calibration.from_dict(header.calibration)
         return header, Settings.from_dict(header.settings), tensors
     except ValueError as error:
-        raise DetectorFileError(f"{path}: its settings are not known here ({error})") from error
+        raise DetectorFileError(f"{path}: its settings or thresholds are not known here ({error})") from error
 
 
 def _header(path: Path, text: str) -> Header:
@@ -186,8 +190,10 @@ def _linear_score(stored: torch.Tensor, num_banks: int) -> tuple[np.ndarray, Lin
     return factors, LinearScore(values[num_banks:-1], float(values[-1]))
 
 
-def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
+def checksum(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of a header's fields but for `sha256` itself, and of the tensors."""
+    fields_of_it = {name: value for name, value in header.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(fields_of_it, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}".encode())
         digest.update(tensors[name].contiguous().numpy().data)

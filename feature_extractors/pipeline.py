@@ -87,11 +87,14 @@ class Prepare(Generic[Item]):
         return self.preparation(self.load(item))
 
 
-def check_finite(patches: Mapping[Modality, Patches]) -> None:
-    """Raises ValueError naming the features that hold NaN or infinity."""
+def check_features(patches: Mapping[Modality, Patches]) -> None:
+    """Raises ValueError naming the features that hold NaN or infinity, or nothing but zeros: the most normal of all."""
     ruined = [name for name, found in patches.items() if not torch.isfinite(found.rows).all()]
     if ruined:
         raise ValueError(f"its {' and '.join(ruined)} features are not finite")
+    empty = [name for name, found in patches.items() if not found.rows.any()]
+    if empty:
+        raise ValueError(f"its {' and '.join(empty)} features are all zero")
 
 
 def _finished(
@@ -99,7 +102,7 @@ def _finished(
 ) -> Result | ValueError:
     """`finish` of the patches, or why there is no such thing; a sample's trouble is its own."""
     try:
-        check_finite(patches)
+        check_features(patches)
         return finish(patches)
     except ValueError as error:
         return error

@@ -24,6 +24,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -37,6 +38,7 @@ from utils.check.findings import Finding, Group, grouped, shown
 from utils.check.sample import Job, check_sample
 from utils.check.tree import PUBLIC_CLASSES, SPLITS, class_folders, list_tree
 from utils.flags import positive
+from utils.plausibility import Unit
 from utils.preprocess.workers import run_jobs
 
 LINES = 10  # of progress, where no terminal shows a bar
@@ -61,9 +63,16 @@ class Check(NamedTuple):
 
 
 def check_dataset(
-    root: Path, wanted: list[str] | None, num_workers: int, dataset_type: str | None = None
+    root: Path,
+    wanted: list[str] | None,
+    num_workers: int,
+    dataset_type: str | None = None,
+    unit: Unit | None = None,
 ) -> Check:
-    """Check the `wanted` classes under `root`, None: all that are there; remark on the data set's absent ones."""
+    """Check the `wanted` classes under `root`, None: all that are there; remark on the data set's absent ones.
+
+    unit: that of all points, None = judged by their distances.
+    """
     tree = list_tree(root, wanted)
     sizes = shared_sizes(tree.samples)
     jobs = [
@@ -71,7 +80,7 @@ def check_dataset(
         for entry in tree.samples
     ]
     with closing(run_jobs(check_sample, jobs, num_workers)) as results:
-        facts = list(_with_progress(results, len(jobs)))
+        facts = [replace(one, stated_unit=unit) for one in _with_progress(results, len(jobs))]
     by_class = {name: [one for one in facts if one.entry.class_name == name] for name in tree.classes}
     summaries = {name: summary_of(ones) for name, ones in by_class.items()}
     findings = [
@@ -156,6 +165,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "root", metavar="ROOT", type=Path, help="folder of the data set, with one folder a class"
     )
+    parser.add_argument(
+        "--unit",
+        choices=["auto", "m", "mm"],
+        default="auto",
+        help="of all points (default: told by their distances)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--dataset_type", choices=sorted(PUBLIC_CLASSES), help="check its classes only (default: all folders)"
@@ -212,7 +227,8 @@ def main() -> int:
         return 2
     try:
         dataset_type = None if args.class_name else args.dataset_type
-        check = check_dataset(args.root, wanted, args.num_workers, dataset_type)
+        unit = None if args.unit == "auto" else args.unit
+        check = check_dataset(args.root, wanted, args.num_workers, dataset_type, unit)
     except BrokenProcessPool:
         print(
             f"error: a worker was killed, perhaps for lack of memory; use fewer than --num_workers "

@@ -46,6 +46,7 @@ class ClassReport(Observer):
     skipped: list[dict[str, str]] = field(default_factory=list)
     watch: Stopwatch = field(default_factory=Stopwatch)
     memory_mb: dict[str, float | None] = field(default_factory=dict)
+    doubt: str | None = None  # why the results can't be trusted
 
     def __post_init__(self) -> None:
         reset_peak_memory()
@@ -79,4 +80,5 @@ class ClassReport(Observer):
             "counts": self.counts,
             "remarks": self.remarks,
             "skipped_samples": self.skipped,
+            "doubt": self.doubt,
         }

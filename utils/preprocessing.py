@@ -40,6 +40,7 @@ from utils.preprocess.clustering import dbscan
 from utils.preprocess.driver import Converted, Preprocessing, Summary, check_target, exit_status, preprocess
 from utils.preprocess.record import copy_file, is_bookkeeping, read_record
 from utils.preprocess.sample import Parameters, in_metres, pad_to_square, preprocess_sample
+from utils.preprocess.suggest import suggest_distances
 
 SPLITS = ("train", "validation", "test")
 SUFFIXES = {"xyz": ".tiff", "rgb": ".png", "gt": ".png"}
@@ -214,6 +215,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="of the points as they are; the result is in metres (default: judged by their distances)",
     )
     add("--force", action="store_true", help="preprocess samples that look preprocessed as well")
+    add("--suggest", action="store_true", help="only suggest distances for these data; nothing is written")
     for item in fields(Parameters):
         text = f"{item.metadata['help']} (default {item.default})"
         add(f"--{item.name}", type=type(item.default), default=item.default, help=text)
@@ -231,9 +233,26 @@ def _preprocess(args: argparse.Namespace) -> Summary:
     )
 
 
+def suggest(root: Path, unit: Unit | None) -> None:
+    """Print distances that suit the raw clouds under `root`. Raises ValueError when they show no background."""
+    names = spread(find_samples(root))
+    unit = unit or _unit_of(root, names, None)
+    clouds = (in_metres(cloud, unit) for cloud in _clouds(root, names))
+    distances = suggest_distances(clouds, Parameters())
+    print(" ".join(f"--{name} {value:g}" for name, value in distances.items()))
+
+
 def main() -> int:
     """Run the command line; the exit status."""
-    return exit_status(partial(_preprocess, get_args_parser().parse_args()))
+    args = get_args_parser().parse_args()
+    if not args.suggest:
+        return exit_status(partial(_preprocess, args))
+    try:
+        suggest(args.dataset_path, None if args.unit == "auto" else args.unit)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -111,14 +111,20 @@ def class_summary(name: str, result: dict[str, Any]) -> str:
 
 
 def problem_lines(record: dict[str, Any], classes: list[str]) -> list[str]:
-    """A line on each sample that was left out and on each class that failed, among `classes`."""
+    """A line on each sample left out, each class whose results are doubtful and each that failed, among `classes`."""
     left_out = [
         f"{name}: left out {sample['path']}: {sample['reason']}"
         for name in classes
         if name in record["classes"]
         for sample in record["classes"][name]["skipped_samples"]
     ]
-    return left_out + [f"{name}: failed: {reason}" for name, reason in record["failed_classes"].items()]
+    doubtful = [
+        f"{name}: doubtful: {doubt}"
+        for name in classes
+        if name in record["classes"] and (doubt := record["classes"][name].get("doubt"))
+    ]
+    failed = [f"{name}: failed: {reason}" for name, reason in record["failed_classes"].items()]
+    return left_out + doubtful + failed
 
 
 def format_metric(value: float | None) -> str:

@@ -103,7 +103,7 @@ def test_samples_that_can_not_be_used_are_left_out_and_named(tmp_path, capsys):
         damage(damaged / file)
         for path in _siblings(without, file):
             path.unlink()
-    assert run_main(damaged.parent, tmp_path / "results", "Point_MAE") == 0
+    assert run_main(damaged.parent, tmp_path / "results", "Point_MAE") == 1
     said = capsys.readouterr()
     skipped = read_record(tmp_path / "results")["classes"]["bagel"]["skipped_samples"]
     assert len(skipped) == len(DAMAGES)
@@ -115,6 +115,9 @@ def test_samples_that_can_not_be_used_are_left_out_and_named(tmp_path, capsys):
             assert f"left out {sample['path']}" in text
     assert run_main(without.parent, tmp_path / "expected", "Point_MAE") == 0
     assert read_scores(tmp_path / "results", "bagel") == read_scores(tmp_path / "expected", "bagel")
+    assert (
+        said.err.splitlines()[-1] == "bagel: doubtful: 5 of 8 test samples were left out; mend or remove them"
+    )
 
 
 def _keep_points(path: Path, count: int) -> None:
@@ -143,7 +146,9 @@ def test_odd_clouds_are_remarked_on_and_those_without_a_point_left_out(
         _keep_points(bagel / file, count)
     for file in ("train/good/xyz/001.tiff", "test/hole/xyz/001.tiff"):
         _spoil_points(bagel / file)
-    assert run_main(tiny_dataset, tmp_path / "results", method) == 0
+    assert (
+        run_main(tiny_dataset, tmp_path / "results", method) == 1
+    )  # a quarter of the test samples is left out
     result = read_record(tmp_path / "results")["classes"]["bagel"]
     remarks = {remark["path"]: remark["remark"] for remark in result["remarks"]}
     skipped = {"path": "train/good/rgb/000.png"}, {"path": "test/good/rgb/000.png"}

@@ -226,7 +226,11 @@ FAULTS = {  # what is done to which path of the class, and the finding: code, na
     ),
     "no masks": ("test/hole", _no_masks, ("no_mask", "scored, without pixel metrics", "")),
     "no training": ("train", shutil.rmtree, ("layout", "no sample (expected train/good", "")),
-    "no test": ("test", shutil.rmtree, ("layout", "no sample (expected test/<kind>", "")),
+    "no test": (
+        "test",
+        shutil.rmtree,
+        ("no_test", "no sample (expected test/<kind>", "main.py --save_detector"),
+    ),
     "file for a folder": (
         "test/good/xyz",
         lambda path: (shutil.rmtree(path), path.touch()),
@@ -329,7 +333,7 @@ def test_empty_class_and_other_folders_are_told_apart(tiny_dataset: Path, check:
     (tiny_dataset / "again").symlink_to(tiny_dataset / "again")
     _, report = check(tiny_dataset, "--json")
     layout = {file for f in _findings(report) if f["code"] == "layout" for file in f["files"]}
-    assert layout == {"rope/train", "rope/test"}
+    assert layout == {"rope/train"}
     assert [f["files"] for f in _findings(report) if f["code"] == "not_read"] == [["papers"]]
 
 
@@ -405,3 +409,13 @@ def test_real_samples_have_nothing_but_their_background(real_data: Path, check: 
     status, report = check(real_data / "mvtec3d", "--json")
     assert status == 0
     assert [finding["code"] for finding in _findings(report)] == ["raw"]
+
+
+def test_a_stated_unit_is_believed(tiny_dataset: Path, check: Any) -> None:
+    for path in tiny_dataset.rglob("*.tiff"):
+        write_xyz(path, read_xyz(path) * np.float32(10))
+    status, report = check(tiny_dataset, "--json")
+    assert "unknown_unit" in {finding["code"] for finding in _findings(report)}
+    status, report = check(tiny_dataset, "--json", "--unit", "m")
+    assert status == 0
+    assert not {"unknown_unit", "unit"} & {finding["code"] for finding in _findings(report)}

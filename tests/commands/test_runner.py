@@ -281,7 +281,7 @@ def test_sample_without_a_finite_score_is_left_out_and_named(data, tmp_path, mon
     monkeypatch.setattr(
         Detector, "score", lambda *given: dataclasses.replace(score(*given), image=next(scores))
     )
-    assert run_main(data, tmp_path, "Point_MAE", "--class_name", "bagel") == 0
+    assert run_main(data, tmp_path, "Point_MAE", "--class_name", "bagel") == 1
     assert [row["score"] for row in read_scores(tmp_path, "bagel")] == ["1.0", "2.0"]
     assert "left out test/good/rgb/000.png: its score is nan" in capsys.readouterr().err
     assert len(read_record(tmp_path)["classes"]["bagel"]["skipped_samples"]) == 2

@@ -140,6 +140,8 @@ def _units(name: str, facts: list[Facts]) -> list[Finding]:
 
 
 def _unit(facts: Facts) -> str | None:
+    if facts.stated_unit is not None:
+        return facts.stated_unit if facts.distance is not None else None
     try:
         return unit_of_distance(facts.distance) if facts.distance is not None else None
     except ValueError:  # fits both

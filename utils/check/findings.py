@@ -33,6 +33,7 @@ CODES: dict[str, Level] = {  # most serious first
     "few_points": "remark",
     "not_finite": "remark",  # NaN or infinite coordinates
     "image_sizes": "remark",  # several in a class
+    "no_test": "remark",  # a detector can be fitted, not evaluated
     "no_mask": "remark",  # a kind without ground truth
     "not_read": "remark",  # folders and files that no command reads
     "absent_class": "remark",  # of the data set named with --dataset_type

@@ -13,7 +13,7 @@ import numpy as np
 from utils.check.findings import Finding
 from utils.check.tree import GOOD, PUBLIC_CLASSES, Entry, relative_name
 from utils.image_files import RESTORE, SampleFileError, read_mask, read_rgb, read_xyz
-from utils.plausibility import looks_preprocessed, looks_raw, measured_points, silhouette_disagreement
+from utils.plausibility import Unit, looks_preprocessed, looks_raw, measured_points, silhouette_disagreement
 
 State = Literal["raw", "preprocessed"]
 FEWEST = 0.02  # share of pixels with a point: of 224 x 224 these are the 1024 groups of the point networks
@@ -43,6 +43,7 @@ class Facts:
     state: State | None = None
     reason: str = ""  # why it looks raw
     digests: dict[str, str] = field(default_factory=dict)  # SHA-256 by folder
+    stated_unit: Unit | None = None  # None: the distance tells it
 
 
 def check_sample(job: Job) -> Facts:

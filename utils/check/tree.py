@@ -15,7 +15,10 @@ from utils.image_files import IMAGE_SUFFIXES
 
 PUBLIC_CLASSES = {"mvtec3d": MVTEC3D_CLASSES, "eyecandies": EYECANDIES_CLASSES}
 SPLITS = ("train", "validation", "test")
-NEEDED = ("train", "test")
+NEEDED = {  # split: code where it is empty, kind, remedy
+    "train": ("layout", "good", ""),
+    "test": ("no_test", "<kind>", "main.py --save_detector fits a detector without"),
+}
 GOOD = "good"
 SUFFIXES = {"rgb": ".png", "xyz": ".tiff", "gt": ".png"}
 FOREIGN_SUFFIXES = IMAGE_SUFFIXES | set(
@@ -82,11 +85,10 @@ class _Lister:
             )
             return []
         by_split = {split: self._split_samples(folder / split) for split in SPLITS}
-        for split in NEEDED:
+        for split, (code, kind, remedy) in NEEDED.items():
             if not by_split[split]:
-                kind = GOOD if split == "train" else "<kind>"
                 expected = f"{split}/{kind}/rgb/*.png and xyz/*.tiff"
-                self._add("layout", folder / split, f"no sample (expected {expected})")
+                self._add(code, folder / split, f"no sample (expected {expected})", remedy)
         return [entry for entries in by_split.values() for entry in entries]
 
     def _split_samples(self, folder: Path) -> list[Entry]:

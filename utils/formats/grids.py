@@ -7,9 +7,9 @@ import math
 import zipfile
 from typing import IO
 
+import imageio.v3 as iio
 import numpy as np
 import tifffile
-from PIL import Image
 
 from utils.formats.cameras import CameraError, pixel_directions
 from utils.formats.organised import CloudOptions, FormatError, StoredCloud, check_pixels
@@ -19,7 +19,7 @@ NPY_HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-RAW_DEPTH_MODES = ("I;16", "I;16B", "I;16L", "I")  # Pillow's grey of 16 bits and more
+RAW_DEPTH_TYPES = (np.uint16, np.int32)  # what Pillow's releases make of 16 bits
 
 
 def read_npy(content: bytes, options: CloudOptions) -> StoredCloud:
@@ -80,15 +80,15 @@ def read_tiff(content: bytes, options: CloudOptions) -> StoredCloud:
 
 
 def read_depth_png(content: bytes, options: CloudOptions) -> StoredCloud:
-    """The cloud of a depth image of 16 bits. Raises FormatError, and what Pillow raises on damaged content."""
-    with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-        check_pixels(*image.size)
-        if image.mode not in RAW_DEPTH_MODES:
-            raise FormatError(
-                f"is an image of mode {image.mode}, but a depth image has one channel of 16 bits",
-                "export the raw depth; a picture of it in colours or 8 bits has lost the distances",
-            )
-        return cloud_of(np.array(image).astype(np.uint16), options)
+    """The cloud of a depth image of 16 bits. Raises FormatError, and what imageio raises on damaged content."""
+    header = iio.improps(content, extension=".png", plugin="pillow")
+    check_pixels(header.shape[1], header.shape[0])
+    if len(header.shape) != 2 or header.dtype not in RAW_DEPTH_TYPES:
+        raise FormatError(
+            f"holds {header.dtype} of shape {header.shape}, but a depth image has one channel of 16 bits",
+            "export the raw depth; a picture of it in colours or 8 bits has lost the distances",
+        )
+    return cloud_of(iio.imread(content, extension=".png", plugin="pillow").astype(np.uint16), options)
 
 
 def cloud_of(values: np.ndarray, options: CloudOptions) -> StoredCloud:

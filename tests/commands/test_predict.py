@@ -1,0 +1,284 @@
+"""predict.py: the verdicts of main.py's detectors on raw parts, in the camera's geometry, whatever arrives."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from plyfile import PlyData
+
+import main
+import predict
+from feature_extractors.calibration import Calibration, ThresholdRule
+from tests.sensor_files import write_ply
+from tests.tiny_runs import VIT_S
+from utils.demo_data import DemoSettings, write_demo_data
+from utils.image_files import read_rgb, read_xyz, write_png, write_xyz
+from utils.preprocess.sample import crop_from_square, pad_to_square
+from utils.preprocessing import Parameters, preprocess_dataset
+from utils.structures import Score
+
+ROOT = Path(__file__).parents[2]
+TINY = "--img_size 64 --num_group 32 --group_size 8 --f_coreset 0.3 --device cpu --num_workers 0".split()
+WAIT_S = 60
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """A raw data set, the same preprocessed, a detector of its rope (which is not square) and main.py's scores."""
+    folder = tmp_path_factory.mktemp("work")
+    write_demo_data(folder / "raw", DemoSettings(train=4, validation=2, test_per_kind=1, image_size=200))
+    preprocess_dataset(folder / "raw", folder / "ready", Parameters(), num_workers=1, progress=False)
+    flags = [
+        "--method_name",
+        "DINO+Point_MAE",
+        "--dataset_path",
+        str(folder / "ready"),
+        "--class_name",
+        "rope",
+    ]
+    out = ["--results_dir", str(folder / "results"), "--save_detector", str(folder / "detectors")]
+    assert main.main([*flags, *TINY, *VIT_S, *out, "--random_weights"]) == 0
+    return folder
+
+
+def _predict(work: Path, *flags: object) -> int:
+    detector = work / "detectors" / "rope.m3dm"
+    common = ["--detector", str(detector), "--random_weights", "--device", "cpu"]
+    return predict.main([*common, *map(str, flags)])
+
+
+def _report(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "report.csv").open(newline="", encoding="utf-8") as file:
+        return {row["part"]: row for row in csv.DictReader(file)}
+
+
+def _main_scores(work: Path) -> dict[str, str]:
+    with (work / "results" / "scores" / "rope.csv").open(newline="") as file:
+        return {
+            row["path"].replace("/rgb/", "/").removesuffix(".png"): row["score"]
+            for row in csv.DictReader(file)
+        }
+
+
+def test_raw_parts_get_the_scores_that_main_gave_the_preprocessed_ones(work, tmp_path):
+    assert _predict(work, "--input", work / "raw", "--output", tmp_path) == 0
+    report = _report(tmp_path)
+    expected = _main_scores(work)
+    assert len(expected) > 3
+    assert {name: report[f"rope/{name}"]["score"] for name in expected} == expected
+
+
+def test_preprocessed_parts_get_main_s_scores_too(work, tmp_path):
+    assert _predict(work, "--input", work / "ready/rope/test", "--preprocessed", "--output", tmp_path) == 0
+    expected = _main_scores(work)
+    assert {f"test/{name}": row["score"] for name, row in _report(tmp_path).items()} == expected
+
+
+def test_verdicts_follow_the_thresholds_of_validation_good(work, tmp_path, capsys):
+    assert _predict(work, "--input", work / "raw/rope", "--output", tmp_path) == 0
+    said = capsys.readouterr()
+    assert "threshold rests on 2 good parts" in said.err
+    report = _report(tmp_path)
+    held_out = [float(report[f"validation/good/00{i}"]["score"]) for i in range(2)]
+    for name, row in report.items():
+        anomalous = float(row["score"]) > max(held_out)
+        assert row["verdict"] == ("anomalous" if anomalous else "good"), name
+        assert (float(row["calibrated"]) > 0.5) == anomalous
+        assert float(row["threshold"]) == max(held_out)
+        assert f"{name}: {row['verdict']}, " in said.out
+
+
+def test_outputs_are_in_the_geometry_of_the_camera(work, tmp_path):
+    raw = work / "raw/rope/test/good"
+    assert (
+        _predict(work, "--rgb", raw / "rgb/000.png", "--xyz", raw / "xyz/000.tiff", "--output", tmp_path) == 0
+    )
+    shape = read_rgb(raw / "rgb/000.png").shape[:2]
+    assert shape[0] != shape[1]
+    assert tifffile.imread(tmp_path / "maps/000.tiff").shape == shape
+    assert read_rgb(tmp_path / "overlays/000.png").shape[:2] == shape
+    cloud = read_xyz(raw / "xyz/000.tiff")
+    vertices = PlyData.read(str(tmp_path / "clouds/000.ply"))["vertex"]
+    found = np.stack([vertices[axis] for axis in "xyz"], axis=1)
+    np.testing.assert_array_equal(found, cloud[cloud.any(axis=2)])
+    assert {prop.name for prop in vertices.properties} == {"x", "y", "z", "red", "green", "blue"}
+
+
+@pytest.mark.parametrize("shape", [(1024, 1280), (900, 400), (400, 400), (333, 501)])
+def test_a_marked_pixel_comes_back_to_its_place(shape):
+    marked = np.zeros(shape)
+    marked[shape[0] // 3, shape[1] // 4] = 1
+    np.testing.assert_array_equal(crop_from_square(pad_to_square(marked), shape), marked)
+
+
+def test_a_ply_in_millimetres_is_the_same_part(work, tmp_path):
+    raw = work / "raw/rope/test/good"
+    cloud = read_xyz(raw / "xyz/000.tiff")
+    height, width = cloud.shape[:2]
+    ply = tmp_path / "000.ply"
+    write_ply(ply, cloud * np.float32(1000), obj_info=(f"width {width}", f"height {height}"))
+    assert _predict(work, "--rgb", raw / "rgb/000.png", "--xyz", ply, "--output", tmp_path / "out") == 0
+    found = float(_report(tmp_path / "out")["000"]["score"])
+    assert found == pytest.approx(
+        float(_main_scores(work)["test/good/000"]), rel=0.05
+    )  # RANSAC's draws differ
+
+
+def test_a_bad_part_is_named_and_does_not_stop_the_others(work, tmp_path, capsys):
+    parts = tmp_path / "parts"
+    shutil.copytree(work / "raw/rope/test/good", parts / "good")
+    shutil.copytree(work / "raw/rope/test/good", parts / "cut")
+    cut = parts / "cut/xyz/000.tiff"
+    cut.write_bytes(cut.read_bytes()[:1000])
+    (parts / "good/rgb/777.png").write_bytes(b"")
+    assert _predict(work, "--input", parts, "--output", tmp_path / "out") == 1
+    said = capsys.readouterr()
+    assert "cut/000: not judged: " in said.err
+    assert "777" in said.err
+    report = _report(tmp_path / "out")
+    assert report["cut/000"]["score"] == ""
+    assert str(cut) in report["cut/000"]["problem"]
+    assert report["good/000"]["verdict"] in ("good", "anomalous")
+
+
+def _empty(path: Path) -> None:
+    write_xyz(path, np.zeros_like(read_xyz(path)))
+
+
+def _far(path: Path) -> None:
+    write_xyz(path, read_xyz(path) * np.float32(8))
+
+
+@pytest.mark.parametrize(("spoil", "message"), [(_empty, "no point"), (_far, "--unit m or --unit mm")])
+def test_clouds_that_would_be_scored_wrongly_are_not_judged(work, tmp_path, capsys, spoil, message):
+    shutil.copytree(work / "raw/rope/test/good", tmp_path / "good")
+    spoil(tmp_path / "good/xyz/000.tiff")
+    assert _predict(work, "--input", tmp_path) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("folder", "flags", "message"),
+    [("raw", ["--preprocessed"], "does not look preprocessed"), ("ready", [], "add --preprocessed")],
+)
+def test_parts_of_the_wrong_form_are_not_judged(work, capsys, folder, flags, message):
+    assert _predict(work, "--input", work / folder / "rope/test/good", *flags) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "name the parts"),
+        (["--rgb", "a.png"], "--xyz must name its cloud"),
+        (["--input", "a", "--watch", "b"], "name the parts"),
+    ],
+)
+def test_contradicting_flags_exit_with_2(work, capsys, flags, message):
+    with pytest.raises(SystemExit) as ended:
+        _predict(work, *flags)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--input", "nowhere"], ["--watch", "nowhere"]])
+def test_a_missing_folder_is_one_line(work, capsys, flags):
+    assert _predict(work, *flags) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "predict.py: error: nowhere: no such folder"
+
+
+def test_other_weights_than_the_detectors_are_refused(work, tmp_path, capsys):
+    flags = ["--detector", str(work / "detectors/rope.m3dm"), "--input", str(work / "raw")]
+    assert predict.main([*flags, "--checkpoint_dir", str(tmp_path)]) == 1
+    assert "dino_deitsmall8_pretrain.pth: no such file" in capsys.readouterr().err
+
+
+def test_watch_judges_what_arrives_and_waits_for_files_that_grow(work, tmp_path):
+    incoming, out = tmp_path / "incoming", tmp_path / "out"
+    incoming.mkdir()
+    command = [
+        sys.executable,
+        "predict.py",
+        "--detector",
+        str(work / "detectors/rope.m3dm"),
+        "--random_weights",
+    ]
+    command += ["--device", "cpu", "--watch", str(incoming), "--output", str(out), "--poll_seconds", "0.3"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert process.stdout.readline().startswith("watching")
+        raw = work / "raw/rope/test/good"
+        shutil.copy(raw / "rgb/000.png", incoming / "first.png")
+        content = (raw / "xyz/000.tiff").read_bytes()
+        with (incoming / "first.tiff").open("wb") as file:
+            for i in range(6):  # a slow writer
+                file.write(content[i * len(content) // 6 : (i + 1) * len(content) // 6])
+                file.flush()
+                os.utime(incoming / "first.tiff")
+                time.sleep(0.15)
+        assert process.stdout.readline().startswith("first: ")
+        write_png(incoming / "second.png", read_rgb(raw / "rgb/000.png"))
+        write_xyz(incoming / "second.tiff", read_xyz(raw / "xyz/000.tiff"))
+        assert process.stdout.readline().startswith("second: ")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(WAIT_S) == 0
+    finally:
+        process.kill()
+        process.stdout.close()
+    assert set(_report(out)) == {"first", "second"}
+    assert not list(out.rglob(".*"))
+
+
+class TestRules:
+    VALUES = np.array([1.0, 2.0, 3.0, 10.0])
+
+    @pytest.mark.parametrize(("rule", "threshold"), [("max", 10.0), ("quantile:0.5", 2.5), ("sigma:0", 4.0)])
+    def test_threshold(self, rule, threshold):
+        assert ThresholdRule(rule).threshold(self.VALUES) == threshold
+
+    @pytest.mark.parametrize(
+        "rule", ["median", "max:1", "quantile", "quantile:0", "quantile:x", "sigma:inf", ""]
+    )
+    def test_unknown_rules_are_refused(self, rule):
+        with pytest.raises(ValueError, match="--threshold_rule"):
+            ThresholdRule(rule)
+
+    def test_the_calibrated_score_is_half_at_the_threshold_and_rises(self):
+        scores = [Score(value, np.full((4, 4), value, np.float32)) for value in self.VALUES * 1e-6]
+        calibration = Calibration.of(scores, ThresholdRule(), "validation/good")
+        assert calibration.calibrated(scores[-1]) == 0.5
+        assert not calibration.is_anomalous(scores[-1])
+        found = [
+            calibration.calibrated(Score(value, scores[0].map)) for value in np.linspace(-1e-3, 1e-3, 99)
+        ]
+        assert (np.diff(found) > 0).all()
+        assert 0 < found[0] < 0.5 < found[-1] < 1
+        assert json.loads(json.dumps(calibration.as_dict())) == calibration.as_dict()
+
+    def test_equal_held_out_scores_leave_a_calibrated_score(self):
+        scores = [Score(0.0, np.zeros((2, 2), np.float32))] * 3
+        calibration = Calibration.of(scores, ThresholdRule(), "validation/good")
+        assert calibration.calibrated(Score(1.0, scores[0].map)) > 0.5
+        assert calibration.warning() is not None
+
+
+def test_holdout_takes_a_seeded_share_and_leaves_the_rest():
+    samples = list(range(40))
+    rest, held = main.held_out_apart(samples, 0.1, seed=3)
+    assert len(held) == 4
+    assert sorted(rest + held) == samples
+    assert main.held_out_apart(samples, 0.1, seed=3)[1] == held
+    assert main.held_out_apart(samples, 0.1, seed=4)[1] != held
+    assert main.held_out_apart(samples, 0.0, seed=3) == (samples, [])
