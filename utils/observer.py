@@ -44,8 +44,8 @@ class ClassReport(Observer):
     remarks: list[dict[str, str]] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
     watch: Stopwatch = field(default_factory=Stopwatch)
-    doubt: str | None = None  # why the results can't be trusted
     memory_mb: dict[str, float | None] = field(default_factory=dict)
+    doubt: str | None = None  # why the results can't be trusted
 
     def __post_init__(self) -> None:
         reset_peak_memory()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.integrate import trapezoid
 
+from tests.html_reader import HOSTILE, Reader
 from utils.image_files import write_png
 from utils.metrics import Predictions, measure, roc_auc, roc_curve
 from utils.report.charts import histogram
@@ -26,47 +26,12 @@ from utils.report.figures import (
     write_figures,
 )
 from utils.report.page import difference
-from utils.report.parts_report import NO_THRESHOLD, write_parts_report
 from utils.report.run_report import MEANINGLESS, run_page, write_report
 from utils.reporting import write_scores
 from utils.structures import SampleFiles, Thresholds
 
-VOID = {"meta", "img", "br"}
-HOSTILE = "<script>alert('x')</script>&\"$body"
 SIDE = 16
 THRESHOLDS = Thresholds(image=0.5, pixel=0.8, origin="max of 12 good parts")
-
-
-class Reader(HTMLParser):
-    """What a browser would see: text outside of styles, tags still open, addresses."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.addresses: list[str] = []
-        self.words: list[str] = []
-        self.feed(page)
-        self.close()
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.addresses += [
-            value for name, value in attrs if name in ("src", "href", "srcset", "action", "data")
-        ]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open[-1:] != ["style"]:
-            self.words.append(data)
 
 
 def _files(root: Path, kinds: dict[str, int | None], each: int) -> list[SampleFiles]:
@@ -198,6 +163,13 @@ def test_a_class_without_labels_shows_scores_and_no_metrics(results):
     assert reader.tags.count("svg") == 1  # the histogram; no curve
 
 
+def test_a_class_without_test_samples_shows_nothing_of_an_earlier_run(results):
+    entry = {**_write_class(results, "bagel", KINDS), "counts": {"train": 3}}
+    page = run_page(results, _record({"bagel": entry}), DEFAULTS)
+    assert "fitted, not evaluated" in page
+    assert "<img" not in page
+
+
 def test_hostile_names_stay_text(results):
     entry = _write_class(results, "bagel", KINDS)
     entry["skipped_samples"] = [{"path": HOSTILE, "reason": HOSTILE}]
@@ -296,40 +268,3 @@ def test_equal_scores_make_one_bar():
 
 def _groups(figures: ClassFigures) -> set[str]:
     return {case.group for case in figures.cases}
-
-
-class TestParts:
-    ROWS = (
-        ("a/1", "0.9", "0.9", "0.5", "anomalous", "12", ""),
-        (HOSTILE, "0.1", "0.1", "0.5", "good", "11", ""),
-        ("b/2", "", "", "", "", "10", "is damaged"),
-    )
-
-    @pytest.fixture
-    def folder(self, tmp_path) -> Path:
-        header = ("part", "score", "calibrated", "threshold", "verdict", "milliseconds", "problem")
-        with (tmp_path / "report.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([header, *self.ROWS])
-        return tmp_path
-
-    def test_page_is_well_formed_and_names_what_was_not_judged(self, folder):
-        about = {"Versions": {"python": HOSTILE}}
-        path = write_parts_report(folder, "x.m3dm", about, THRESHOLDS, [0.2, 0.5], lambda name: "AAAA")
-        page = path.read_text(encoding="utf-8")
-        reader = Reader(page)
-        assert reader.open == []
-        assert "<script" not in page
-        assert "b/2: not judged: is damaged" in reader.text
-        assert "3 parts: 1 anomalous, 1 good, 1 not judged; 10 ms a part" in reader.text
-        assert reader.addresses == ["data:image/jpeg;base64,AAAA"] * 2
-        assert "score 0.9, threshold 0.5: anomalous" in reader.text
-
-    def test_no_threshold_and_random_weights_are_said_on_top(self, folder):
-        path = write_parts_report(folder, "x.m3dm", {}, None, [], lambda name: None, random_weights=True)
-        text = Reader(path.read_text(encoding="utf-8")).text
-        assert text.index("Random weights") < text.index(NO_THRESHOLD) < text.index("Scores")
-
-    def test_a_report_of_no_part_is_a_page(self, folder):
-        (folder / "report.csv").write_text("part,score,verdict,milliseconds,problem\n")
-        path = write_parts_report(folder, "x.m3dm", {}, None, [], lambda name: None)
-        assert "0 parts" in Reader(path.read_text(encoding="utf-8")).text

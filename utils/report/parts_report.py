@@ -14,6 +14,7 @@ from utils.report.figures import Case
 from utils.report.page import (
     cases,
     charts,
+    color_scale,
     folded,
     heading,
     key,
@@ -61,9 +62,9 @@ def write_parts_report(
     blocks += [warning(MEANINGLESS, first=True)] if random_weights else []
     blocks += [] if thresholds else [warning(NO_THRESHOLD)]
     blocks += [warning(f"{row['part']}: not judged: {row['problem']}") for row in rows if row["problem"]]
-    blocks += (
-        _histogram(judged, thresholds, held_out) + _pictures(judged, thresholds, picture_of) + _table(rows)
-    )
+    blocks += _histogram(judged, thresholds, held_out)
+    blocks += [paragraph(MAP_COLORS, "soft"), color_scale(limits)] if judged and limits else []
+    blocks += _pictures(judged, thresholds, picture_of) + _table(rows)
     blocks += [folded(name, name_value_table(values)) for name, values in about.items()]
     path = folder / "report.html"
     write_text(path, page(title, blocks))

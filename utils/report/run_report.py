@@ -145,9 +145,11 @@ def _compared(name: str, ours: float | None, theirs: float | None) -> Sequence[s
 
 
 def _class(anchor: str, name: str, results: Path, result: Mapping[str, Any]) -> list[str]:
-    figures = read_figures(results, name)
     counts = ", ".join(f"{what.replace('_', ' ')} {count}" for what, count in result["counts"].items())
     blocks = [heading(2, name, anchor), paragraph(counts, "soft")]
+    if not result["counts"].get("test"):
+        return [*blocks, paragraph("No test samples: fitted, not evaluated.")]
+    figures = read_figures(results, name)
     if figures is None:
         missing = f"report/{name}.json is not there, or can't be read: no curves and no pictures."
         return [*blocks, warning(missing), *_histogram(results, name, None)]
