@@ -64,7 +64,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(features, tmp_pa
     _fail_from_the_second_write(monkeypatch)
     monkeypatch.setattr(sys, "argv", ["fusion_pretrain.py", *_flags(features, tmp_path, "--epochs 3")])
     assert fusion_pretrain.run() == 1
-    (line,) = capsys.readouterr().err.splitlines()
+    *_, line = capsys.readouterr().err.splitlines()  # after the progress
     assert "checkpoint-1.pth: can't be written ([Errno 28]" in line
     assert line.endswith(f"repeat the command with --resume {tmp_path}/checkpoint-0.pth to continue")
     assert [path.name for path in tmp_path.glob("*.pth")] == ["checkpoint-0.pth"]
