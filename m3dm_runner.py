@@ -41,9 +41,10 @@ from feature_extractors.detector_file import (
 )
 from feature_extractors.extractor import Extractor
 from feature_extractors.memory_bank.training_patches import PatchCollector, TrainingPatches
-from feature_extractors.networks import WeightsSource, load_networks
+from feature_extractors.networks import load_networks
 from feature_extractors.pipeline import Pipeline, Prepare, check_features
 from feature_extractors.settings import Settings
+from feature_extractors.weights import WeightsSource
 from utils.devices import choose_device
 from utils.image_files import read_rgb
 from utils.metrics import Predictions

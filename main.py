@@ -18,6 +18,7 @@ from feature_extractors.calibration import MAX, RULE_HELP, ThresholdRule
 from feature_extractors.methods import METHODS
 from feature_extractors.quirks import PROTOCOLS, Quirks, quirk_values
 from feature_extractors.settings import LAMBDAS, Settings
+from feature_extractors.weights import WeightsSource, check_files
 from models.backbones import RGB_BACKBONES, XYZ_BACKBONES
 from utils.files import alone_with
 from utils.flags import HelpFormatter, finite_float, natural, natural_float, positive, positive_float, seed
@@ -258,6 +259,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Evaluate the classes; each class's results are on disk as soon as it is done."""
+    check_files(settings, WeightsSource(args.checkpoint_dir, args.fusion_module_path, args.random_weights))
     samples = _find_samples(args)
     check_writable(args.results_dir, "--results_dir")
     if args.save_feature:

@@ -37,8 +37,9 @@ from benchmarks.predict import compare_with_backbones
 from benchmarks.timing import time_row, timed
 from dataset import SampleFiles, load_sample
 from feature_extractors.decision import fit_one_class_decision
-from feature_extractors.networks import WeightsSource, load_networks
+from feature_extractors.networks import load_networks
 from feature_extractors.settings import Settings
+from feature_extractors.weights import WeightsSource
 from m3dm_runner import M3DM, evaluate
 from tests.reference.detector import (
     plain_coreset_choices,

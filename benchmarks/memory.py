@@ -36,8 +36,9 @@ from feature_extractors.decision import fit_one_class_decision
 from feature_extractors.detector import Training, fit_banks
 from feature_extractors.memory_bank.bank import MemoryBank
 from feature_extractors.memory_bank.training_patches import PatchCollector
-from feature_extractors.networks import WeightsSource, load_networks
+from feature_extractors.networks import load_networks
 from feature_extractors.settings import FeatureDtype, Settings
+from feature_extractors.weights import WeightsSource
 from m3dm_runner import DTYPES
 from models.uff.pairing import paired_rgb
 from utils.resources import Stopwatch, peak_memory_mb

@@ -28,8 +28,9 @@ from benchmarks.data import BenchmarkClass, prepare_class
 from benchmarks.timing import compare, table_row, wait_for
 from dataset import load_sample
 from feature_extractors.extractor import Extractor
-from feature_extractors.networks import WeightsSource, load_networks
+from feature_extractors.networks import load_networks
 from feature_extractors.settings import Settings
+from feature_extractors.weights import WeightsSource
 from m3dm_runner import M3DM, evaluate
 from utils.devices import choose_device
 from utils.metrics import Predictions, measure

@@ -33,8 +33,9 @@ from torch import nn
 from benchmarks.data import BenchmarkClass, prepare_class
 from benchmarks.timing import time_row, timed, wait_for
 from dataset import SampleFiles, load_sample
-from feature_extractors.networks import WeightsSource, load_networks
+from feature_extractors.networks import load_networks
 from feature_extractors.settings import Settings
+from feature_extractors.weights import WeightsSource
 from m3dm_runner import M3DM
 from models.point_transformer.encoder import PointTransformerEncoder
 from models.point_transformer.transformer import PointTransformer

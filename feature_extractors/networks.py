@@ -9,38 +9,13 @@ import torch
 from torch import nn
 
 from feature_extractors.settings import Settings
+from feature_extractors.weights import WeightsSource, check_files
 from models.backbones import CloudEncoder
-from models.downloads import CHECKPOINT_DIR, UFF, CheckpointError, Download
 from models.uff.block import FusionBlock, load_fusion_block, random_fusion_block
 from utils.resources import sha256_of
 
-DEFAULT_FUSION_CHECKPOINT = Path("checkpoints/checkpoint-0.pth")  # the release's --fusion_module_path
 NO_WEIGHTS = "none needed"
 RANDOM = "random"
-
-
-@dataclass(frozen=True)
-class WeightsSource:
-    """Where weights come from; random ones only where the user asked for them.
-
-    fusion_module_path None: DEFAULT_FUSION_CHECKPOINT, or random with random_weights.
-    """
-
-    checkpoint_dir: Path = CHECKPOINT_DIR
-    fusion_module_path: Path | None = None
-    random_weights: bool = False
-
-    def backbone(self, download: Download | None) -> Path | None:
-        """The file of a backbone; None where its weights are random, or it has none."""
-        if self.random_weights or download is None:
-            return None
-        return download.path_in(self.checkpoint_dir)
-
-    def fusion(self) -> Path | None:
-        """The file of the fusion block; None where its weights are random."""
-        if self.random_weights and self.fusion_module_path is None:
-            return None
-        return self.fusion_module_path or DEFAULT_FUSION_CHECKPOINT
 
 
 @dataclass(frozen=True)
@@ -81,26 +56,6 @@ def load_networks(settings: Settings, weights: WeightsSource, device: torch.devi
         fusion = _fusion_block(settings, path).to(device)
         origins["fusion"] = _origin(path, settings)
     return Networks(rgb, xyz, fusion, origins)
-
-
-def check_files(settings: Settings, weights: WeightsSource) -> None:
-    """Raises CheckpointError naming every weights file that the method needs and that is not there."""
-    downloads = {"rgb": settings.rgb_backbone.download, "xyz": settings.xyz_backbone.download}
-    missing = [
-        f"{path}: no such file; {download.remedy(weights.checkpoint_dir)}"
-        for part, download in downloads.items()
-        if part in settings.method.backbones
-        and download
-        and (path := weights.backbone(download))
-        and not path.is_file()
-    ]
-    if "fusion" in settings.method.sources and (path := weights.fusion()) and not path.is_file():
-        missing.append(
-            f"{path}: no such file; train it with fusion_pretrain.py, or {UFF.remedy(weights.checkpoint_dir)}, and "
-            f"name it: --fusion_module_path {UFF.path_in(weights.checkpoint_dir)}"
-        )
-    if missing:
-        raise CheckpointError("\n  ".join(missing) + "; or --random_weights, for smoke tests only")
 
 
 def _fusion_block(settings: Settings, path: Path | None) -> FusionBlock:

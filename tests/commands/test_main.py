@@ -10,7 +10,7 @@ import pytest
 
 import main
 from feature_extractors.methods import METHODS
-from feature_extractors.networks import WeightsSource
+from feature_extractors.weights import WeightsSource
 
 ROOT = Path(__file__).parents[2]
 RELEASED_DEFAULTS = {

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from feature_extractors.extractor import Extractor, fuse_patches
-from feature_extractors.networks import Networks, WeightsSource, load_networks
+from feature_extractors.networks import Networks, load_networks
 from feature_extractors.quirks import Quirks
 from feature_extractors.settings import Settings
+from feature_extractors.weights import WeightsSource
 from models.alignment import pool_points
 from models.fpfh.descriptors import fpfh_features
 from models.uff.block import FusionBlock
