@@ -295,15 +295,15 @@ class Output:
                 csv.writer(file).writerow(COLUMNS)
 
     def tell(self, part: Part, score: Score | None, milliseconds: float, problem: str) -> None:
-        """Print the part's line and add it to the report."""
+        """Add the part to the report, and print its line: what is on the screen is in the report."""
         row = self._row(part, score, milliseconds, problem)
+        if self.folder is not None:
+            with (self.folder / "report.csv").open("a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerow([row[column] for column in COLUMNS])
         if score is None:
             print(f"{part.name}: not judged: {problem}", file=sys.stderr, flush=True)
         else:
             print(f"{part.name}: {self._in_words(score)}, {milliseconds:.0f} ms", flush=True)
-        if self.folder is not None:
-            with (self.folder / "report.csv").open("a", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerow([row[column] for column in COLUMNS])
 
     def write_files(self, part: Part, score: Score) -> None:
         """The map, the overlay and the colored cloud, all in the geometry of the camera's own image."""
