@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import shutil
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from utils.console import fail
 from utils.flags import HelpFormatter, natural, natural_float, positive, positive_float, seed
 from utils.reporting import check_writable
+from utils.world import World, find_world
 
 if TYPE_CHECKING:
     import torch
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from models.uff.feature_store import StoreMeta
     from models.uff.pairs import FeatureFolder, PairsLoader
     from models.uff.plan import Plan
-    from utils.distributed import World
 
 LR_REFERENCE_BATCH = 256  # samples; --blr is the learning rate of an effective batch of so many
+PROGRAM = "fusion_pretrain.py"
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 FIRST_ERROR_S = 5  # a launcher ends the other processes within this time of the first error
 
@@ -147,24 +147,14 @@ def run() -> int:
         main(args)
     except ConnectionError as error:
         time.sleep(FIRST_ERROR_S)  # let the process that failed first be the one that is heard
-        return fail(f"error: {error}", 1)
+        return fail(PROGRAM, f"error: {error}", 1)
     except (ValueError, OSError, FloatingPointError) as error:
-        return fail(f"error: {error}", 1)
+        return fail(PROGRAM, f"error: {error}", 1)
     except KeyboardInterrupt as interrupt:
-        return fail(f"interrupted; {str(interrupt) or 'repeat the command to begin again'}", INTERRUPTED)
+        return fail(
+            PROGRAM, f"interrupted; {str(interrupt) or 'repeat the command to begin again'}", INTERRUPTED
+        )
     return 0
-
-
-def fail(message: str, status: int) -> int:
-    """Say why the program ends, on the screen and to torch's launcher, whose own report then ends with it too."""
-    line = f"fusion_pretrain.py: {message}"
-    print(line, file=sys.stderr, flush=True)
-    report = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if report:
-        details = {"py_callstack": line, "timestamp": str(int(time.time()))}
-        content = {"message": {"message": line, "extraInfo": details}}
-        Path(report).write_text(json.dumps(content), encoding="utf-8")
-    return status
 
 
 def main(args: argparse.Namespace) -> None:
@@ -176,13 +166,13 @@ def main(args: argparse.Namespace) -> None:
     """
     # torch takes seconds to import: --help and wrong flags have answered by now
     from utils.devices import choose_device
-    from utils.distributed import find_world, join, leave
+    from utils.distributed import join, leave
 
     world = find_world(dist_on_itp=args.dist_on_itp, world_size=args.world_size, local_rank=args.local_rank)
     device = choose_device(args.device)
     if device.type == "cuda" and device.index is None:
         device = choose_device(f"cuda:{world.local_rank}")
-    join(world, device, args.dist_url)
+    join(world, "nccl" if device.type == "cuda" else "gloo", args.dist_url)
     try:
         train(args, world, device)
     finally:

@@ -1,4 +1,4 @@
-"""M3DM, the object one holds, and beside it the evaluation of a class.
+"""M3DM, the object one holds.
 
 from m3dm_runner import M3DM, Settings
 model = M3DM(Settings(method_name="DINO+Point_MAE"), checkpoint_dir="checkpoints")
@@ -9,8 +9,9 @@ model.save("bagel.m3dm")
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,6 @@ from dataset import (
     list_samples,
     load_part,
     part_names,
-    resized_mask,
-    stored_mask,
 )
 from feature_extractors.calibration import MAX, Calibration, ThresholdRule
 from feature_extractors.detector import Detector, fit_banks, fit_decision
@@ -40,32 +39,18 @@ from feature_extractors.detector_file import (
     write_detector,
 )
 from feature_extractors.extractor import Extractor
+from feature_extractors.feature_cache import FeatureCache
 from feature_extractors.memory_bank.training_patches import PatchCollector, TrainingPatches
 from feature_extractors.networks import load_networks
-from feature_extractors.pipeline import Pipeline, Prepare, check_features
+from feature_extractors.pipeline import Pipeline, check_features
 from feature_extractors.settings import Settings
 from feature_extractors.weights import WeightsSource
 from utils.devices import choose_device
-from utils.image_files import read_rgb
-from utils.metrics import Predictions
 from utils.observer import Observer
-from utils.parallel import map_on_cores
-from utils.pictures import (
-    CELL_SIDE,
-    MapScale,
-    resize_map,
-    sheet_cell,
-    sheet_order,
-    thumbnail,
-    write_contact_sheet,
-    write_map,
-    write_picture,
-)
-from utils.report.figures import ClassFigures, collect
-from utils.reporting import in_words, versions
-from utils.structures import Modality, Patches, Sample, SampleFiles, Score, Thresholds
+from utils.reporting import versions
+from utils.structures import Modality, Patches, Sample, Score
 
-__all__ = ["M3DM", "EvaluatedClass", "NotFittedError", "Settings", "evaluate"]
+__all__ = ["M3DM", "NotFittedError", "Settings"]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -79,8 +64,9 @@ class M3DM:
 
     checkpoint_dir: folder of the downloaded weights; fusion_module_path: the UFF checkpoint (default: the release's
     checkpoints/checkpoint-0.pth); random_weights: none of them, for smoke tests only. device: auto, cpu, cuda or
-    cuda:I. batch_size, num_workers: samples a forward pass and loader processes; no result depends on them. observer:
-    is told of stages, progress and odd samples.
+    cuda:I. batch_size, num_workers: samples a forward pass and loader processes; no result depends on them. features:
+    folder that keeps what the backbones extract of a data set's samples, for the next time. observer: is told of
+    stages, progress and odd samples.
 
     After `fit` or `load`, attributes ending in _ are there: detector_ (banks and decision), counts_ (training
     samples, rows of each bank), calibration_ (thresholds; None before `calibrate`), preprocessing_ (how the data that
@@ -98,6 +84,7 @@ class M3DM:
         device: str = "auto",
         batch_size: int = 1,
         num_workers: int = 0,
+        features: str | Path | None = None,
         observer: Observer | None = None,
     ) -> None:
         self.settings = settings or Settings()
@@ -111,6 +98,23 @@ class M3DM:
         self.weights = networks.origins
         self._extractor = Extractor(self.settings, networks, self.device)
         self._load = partial(load_part, image_size=self.settings.img_size)
+        self.keep_features(features)
+
+    def keep_features(self, folder: str | Path | None) -> None:
+        """From now on take features from `folder`, and keep there those that it lacks; None: no longer."""
+        self._cache = None if folder is None else FeatureCache(Path(folder), self.settings, self.weights)
+
+    @property
+    def draws_features(self) -> bool:
+        """Whether features are drawn at random, sample after sample, so that a class must not be split up."""
+        return self.settings.quirks.drop_path == "live"
+
+    def with_random_state(self, random_state: int | None) -> M3DM:
+        """This model with another `random_state`, not fitted; the two share their networks."""
+        other = copy.copy(self)
+        other.settings = replace(self.settings, random_state=random_state)
+        other.__dict__.pop("detector_", None)
+        return other
 
     def fit(self, samples: str | Path | Iterable[tuple[Picture, Picture]]) -> M3DM:
         """Fill the banks and fit the decision on good parts; returns self.
@@ -160,7 +164,7 @@ class M3DM:
 
     def extract(self, rgb: Picture, xyz: Picture) -> dict[Modality, Patches]:
         """The patches of one part by modality, without any bank. Raises ValueError when the part can't be used."""
-        prepared = Prepare(self._load, self._extractor.preparation)(Pair(rgb, xyz))
+        prepared = self._extractor.preparation(self._load(Pair(rgb, xyz)))
         patches = self._extractor.extract([prepared])[0]
         check_features(patches)
         return patches
@@ -233,7 +237,11 @@ class M3DM:
 
     def _pipeline(self, load: Callable[[Any], Sample] | None = None) -> Pipeline:
         return Pipeline(
-            self._extractor, load or self._load, batch_size=self.batch_size, num_workers=self.num_workers
+            self._extractor,
+            load or self._load,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            cache=self._cache if load is None else None,
         )
 
     def _collected(
@@ -251,97 +259,6 @@ class M3DM:
         if count == 0:
             raise DatasetError("no training sample can be used")
         return {source: collector.joined() for source, collector in collectors.items()}, count
-
-
-@dataclass(frozen=True)
-class EvaluatedClass:
-    """The test samples of a class that could be scored, in order, with their scores; maps (n, S, S).
-
-    predictions: those of the samples whose label is known, beside their ground truth; thresholds: where the model has
-    been calibrated.
-    """
-
-    files: list[SampleFiles]
-    scores: np.ndarray
-    maps: np.ndarray
-    predictions: Predictions
-    thresholds: Thresholds | None = None
-
-    def rows(self) -> list[tuple[str, int | None, float]]:
-        """Path, label and score of each sample; label None where it is not known."""
-        scores = self.scores.tolist()
-        return [(files.path, files.label, score) for files, score in zip(self.files, scores, strict=True)]
-
-
-def evaluate(model: M3DM, samples: Sequence[SampleFiles], title: str = "test") -> EvaluatedClass:
-    """Score test samples and put their ground truth beside the scores.
-
-    Samples that can't be used are left out, and the model's observer is told. Raises DatasetError when none is left.
-    """
-    kept: list[SampleFiles] = []
-    scores: list[Score] = []
-    masks: list[np.ndarray | None] = []
-    with model.observer.stage("predict"):
-        for files, score in zip(samples, model.predict_all(samples, title), strict=True):
-            if score is None:
-                continue
-            try:
-                mask = resized_mask(files, model.settings.img_size)
-            except ValueError as error:
-                model.observer.left_out(files.path, str(error))
-                continue
-            kept.append(files)
-            scores.append(score)
-            masks.append(mask)
-    if not kept:
-        raise DatasetError("no test sample can be used")
-    images, maps = np.array([score.image for score in scores]), np.stack([score.map for score in scores])
-    thresholds = model.calibration_.thresholds if model.calibration_ else None
-    return EvaluatedClass(kept, images, maps, _predictions(kept, images, maps, masks), thresholds)
-
-
-def _predictions(
-    files: list[SampleFiles], scores: np.ndarray, maps: np.ndarray, masks: list[np.ndarray | None]
-) -> Predictions:
-    """Those of the samples whose label is known; without pixel truth where one of them has none."""
-    known = [i for i, of_sample in enumerate(files) if of_sample.label is not None]
-    found = [mask for i in known if (mask := masks[i]) is not None]
-    return Predictions(
-        labels=np.array([files[i].label for i in known], dtype=int),
-        scores=scores[known],
-        masks=np.array(found, dtype=bool).reshape(maps[known].shape) if len(found) == len(known) else None,
-        maps=maps[known],
-    )
-
-
-def figures_of(evaluated: EvaluatedClass) -> ClassFigures:
-    """What the report shows of a class. Raises SampleFileError."""
-    of = evaluated
-    return collect(of.files, of.scores, of.maps, of.predictions, of.thresholds)
-
-
-def save_predictions(folder: Path, evaluated: EvaluatedClass) -> None:
-    """Per test sample a picture `<defect>/<stem>.png`, and the float32 map at the stored image's size,
-    `test/<defect>/<stem>.tiff`; of all of them a contact sheet.
-    """
-    thresholds = evaluated.thresholds
-    scale = MapScale.of(evaluated.maps, thresholds.pixel if thresholds else None)
-
-    def save_sample(sample: tuple[SampleFiles, float, np.ndarray]) -> np.ndarray:
-        files, score, anomaly_map = sample
-        image, mask = read_rgb(files.rgb), stored_mask(files)
-        resized = resize_map(anomaly_map, (image.shape[0], image.shape[1]))
-        defect, stem = files.rgb.parents[1].name, files.rgb.stem
-        write_map(folder / "test" / defect / f"{stem}.tiff", resized)
-        caption = f"{defect}/{stem}: {in_words(score, files.label, thresholds)}"
-        write_picture(folder / defect / f"{stem}.png", image, mask, resized, scale, caption)
-        small = thumbnail(image, mask, anomaly_map, scale, CELL_SIDE)[-1]
-        return sheet_cell(small, files.label, f"{defect}/{stem} {score:.3g}")
-
-    samples = zip(evaluated.files, evaluated.scores.tolist(), evaluated.maps, strict=True)
-    cells = list(map_on_cores(save_sample, samples, torch.get_num_threads()))
-    chosen = sheet_order(evaluated.scores)
-    write_contact_sheet(folder / "contact_sheet.png", [cells[i] for i in chosen])
 
 
 def _check_same(what: str, fitted: dict[str, Any], given: dict[str, Any], path: str | Path) -> None:

@@ -6,48 +6,44 @@ import argparse
 import dataclasses
 import os
 import sys
+import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from dataset import DATASETS, SampleFiles, check_plausible, find_classes, list_samples
+from dataset import DATASETS
+from evaluation.data import ClassFiles, DataOptions, find_class_files
+from evaluation.options import ClassOptions, RunOptions, variants
 from feature_extractors.calibration import MAX, RULE_HELP, ThresholdRule
 from feature_extractors.methods import METHODS
 from feature_extractors.quirks import PROTOCOLS, Quirks, quirk_values
 from feature_extractors.settings import LAMBDAS, Settings
 from feature_extractors.weights import WeightsSource, check_files
 from models.backbones import RGB_BACKBONES, XYZ_BACKBONES
-from utils.files import alone_with
-from utils.flags import HelpFormatter, finite_float, natural, natural_float, positive, positive_float, seed
-from utils.preprocess.record import read_record
-from utils.reporting import (
-    append_tables,
-    check_writable,
-    class_summary,
-    open_record,
-    problem_lines,
-    versions,
-    write_results,
-    write_scores,
+from utils.console import fail, print_anything
+from utils.flags import (
+    HelpFormatter,
+    finite_float,
+    folder,
+    natural,
+    natural_float,
+    positive,
+    positive_float,
+    seed,
 )
-
-if TYPE_CHECKING:
-    from m3dm_runner import M3DM, EvaluatedClass
-    from models.uff.feature_store import FeatureStoreWriter
-    from utils.observer import ClassReport
+from utils.reporting import check_tables, check_writable
+from utils.results import alone_with_classes
+from utils.signals import Terminated, ended_by_sigterm
+from utils.world import find_world
 
 # Threads that wait must not spin: torch's and the loaders' share the cores. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+PROGRAM = "main.py"
+INTERRUPTED, TERMINATED = 130, 143  # exit status after Ctrl-C and SIGTERM, as shells have it
+FIRST_ERROR_S = 5  # a launcher ends the other processes within this time of the first error
 MOST_WORKERS = 4  # one or two already keep up with the networks
-SHOWN_REASONS = 3  # of left-out samples, in an error
-DETECTOR_SUFFIX = ".m3dm"
-MOST_TRAIN_LEFT_OUT, MOST_TEST_LEFT_OUT = 0.5, 0.1  # shares of a class; beyond them its results are doubtful
-UNKNOWN = "unknown"  # a test kind of parts that nobody has judged
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -75,7 +71,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         choices=list(DATASETS),
         help="whose class names and file layout to expect when --class_name is not given",
     )
-    add("--dataset_path", default="datasets/mvtec3d", type=Path, help="the preprocessed data set")
+    add("--dataset_path", default="datasets/mvtec3d", type=folder, help="the preprocessed data set")
     add("--class_name", nargs="+", metavar="NAME", help="classes to run (default: those that are there)")
     add(
         "--label_by_folder",
@@ -87,7 +83,13 @@ def get_args_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="take data that look raw, or are in millimetres, all the same",
     )
-    add("--max_sample", type=positive, help="training samples a class at most")
+    add("--max_sample", type=positive, help="training samples a class at most: the first ones")
+    add(
+        "--fingerprint",
+        default="times",
+        choices=["times", "contents"],
+        help="by what a run that goes on sees that the data are the same: names, sizes and times, or all contents",
+    )
     add(
         "--img_size",
         type=positive,
@@ -104,7 +106,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         choices=list(XYZ_BACKBONES),
         help="point network, or FPFH (default: FPFH for the method FPFH, else Point_MAE)",
     )
-    add("--checkpoint_dir", default="checkpoints", type=Path, help="folder of the downloaded weights")
+    add("--checkpoint_dir", type=folder, default="checkpoints", help="folder of the downloaded weights")
     add("--fusion_module_path", type=Path, help="UFF checkpoint (default: checkpoints/checkpoint-0.pth)")
     add("--random_weights", action="store_true", help="random initialisation, for smoke tests only")
     add("--group_size", type=positive, help="points in a group")
@@ -137,16 +139,43 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--protocol", default="ours", choices=list(PROTOCOLS), help="preset of the quirks (docs/quirks.md)")
     add("--quirk", nargs="+", default=[], metavar="NAME=VALUE", help=f"single quirks: {_quirk_help()}")
 
+    _add_study_flags(parser)
     _add_output_flags(parser)
     _add_machine_flags(parser)
     return parser
 
 
+def _add_study_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("studies (docs/studies.md)").add_argument
+    add(
+        "--features",
+        type=folder,
+        metavar="DIR",
+        help="keep what the networks extract there, and take what is there: for other methods, seeds and coresets",
+    )
+    add("--shots", type=positive, metavar="K", help="use only K training samples a class, drawn at random")
+    add("--shot_seeds", type=seed, nargs="+", default=[0], metavar="SEED", help="of the drawing")
+    add(
+        "--random_states",
+        type=seed,
+        nargs="+",
+        metavar="SEED",
+        help="fit banks and decision once with each of them, on the same features; mean and deviation are reported",
+    )
+    add(
+        "--shake",
+        type=positive_float,
+        metavar="SHARE",
+        help="multiply each feature by 1 + noise of this standard deviation, such as 1e-6: what do near ties decide?",
+    )
+    add("--shake_seeds", type=seed, nargs="+", default=[0], metavar="SEED", help="of the noise")
+
+
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("output").add_argument
-    add("--results_dir", default="results", type=Path, help="where tables, scores and pictures go")
-    add("--save_feature_path", default="datasets/patch_lib", type=Path, help="where --save_feature writes")
-    add("--save_detector", type=Path, metavar="DIR", help="also write each class's fitted detector there")
+    add("--results_dir", type=folder, default="results", help="where tables, scores and pictures go")
+    add("--save_feature_path", type=folder, default="datasets/patch_lib", help="where --save_feature writes")
+    add("--save_detector", type=folder, metavar="DIR", help="also write each class's fitted detector there")
     add(
         "--holdout",
         default=0.0,
@@ -158,7 +187,7 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     add("--threshold_rule", default=MAX, type=threshold_rule, help=f"of the held-out scores: {RULE_HELP}")
     add(
         "--load_detector",
-        type=Path,
+        type=folder,
         metavar="DIR",
         help="evaluate the detectors saved there, without fitting",
     )
@@ -217,7 +246,47 @@ def find_contradiction(args: argparse.Namespace) -> str | None:
             "--load_detector fits nothing, so there is nothing to save; drop --save_feature and --save_detector",
         ),
     ]
-    return next((text for holds, text in problems if holds), None)
+    return next((text for holds, text in [*problems, *_study_problems(args)] if holds), None)
+
+
+def _study_problems(args: argparse.Namespace) -> list[tuple[bool, str]]:
+    several = len(args.random_states or ()) > 1 or len(args.shot_seeds) > 1 or len(args.shake_seeds) > 1
+    changes = args.random_states is not None or args.shots is not None or args.shake is not None
+    lists = {
+        "random_states": args.random_states or (),
+        "shot_seeds": args.shot_seeds,
+        "shake_seeds": args.shake_seeds,
+    }
+    return [
+        (args.shots is None and args.shot_seeds != [0], "--shot_seeds goes with --shots"),
+        (args.shake is None and args.shake_seeds != [0], "--shake_seeds goes with --shake"),
+        (
+            args.random_states is not None and args.random_state is not None,
+            "--random_state and --random_states exclude each other; drop one of them",
+        ),
+        (
+            args.shots is not None and args.shots > args.max_sample,
+            f"--shots {args.shots}: --max_sample allows {args.max_sample}",
+        ),
+        *((len(set(v)) < len(v), f"--{name}: names a seed twice") for name, v in lists.items()),
+        (
+            several and (args.save_feature or args.save_detector is not None),
+            "--save_feature and --save_detector write one of each class; use one seed",
+        ),
+        (
+            args.shake is not None and args.save_detector is not None,
+            "--shake is for studies; drop it, or --save_detector",
+        ),
+        (
+            args.load_detector is not None and changes,
+            "--load_detector fits nothing; drop --random_states, --shots and --shake",
+        ),
+        (
+            args.features is not None and _quirks_from_args(args).drop_path == "live",
+            "--features: with --quirk drop_path=live (--protocol released) features are drawn anew in each run; drop "
+            "one of the two",
+        ),
+    ]
 
 
 def settings_from_args(args: argparse.Namespace) -> Settings:
@@ -226,290 +295,93 @@ def settings_from_args(args: argparse.Namespace) -> Settings:
     return Settings(**{name: getattr(args, name) for name in names}, quirks=_quirks_from_args(args))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the classes one after another.
+def options_from_args(args: argparse.Namespace) -> RunOptions:
+    """The flags that numbers do not depend on, but for those on data."""
+    each_class = {item.name: getattr(args, item.name) for item in dataclasses.fields(ClassOptions)}
+    same_name = {item.name for item in dataclasses.fields(RunOptions)} & set(vars(args))
+    values = {name: getattr(args, name) for name in same_name}
+    return RunOptions(
+        **{**values, "save_feature_path": args.save_feature_path if args.save_feature else None},
+        each_class=ClassOptions(**each_class),
+        variants=variants(
+            random_state=args.random_state,
+            random_states=args.random_states,
+            shots=args.shots,
+            shot_seeds=args.shot_seeds,
+            shake=args.shake or 0.0,
+            shake_seeds=args.shake_seeds,
+        ),
+    )
 
-    Returns the exit status: 1 when the set-up or a class failed, 130 after Ctrl-C; wrong flags exit with 2.
+
+def data_from_args(args: argparse.Namespace) -> DataOptions:
+    """Which samples to use."""
+    names = {item.name for item in dataclasses.fields(DataOptions)} & set(vars(args))
+    return DataOptions(**{name: getattr(args, name) for name in names}, needs_test=args.save_detector is None)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the classes.
+
+    Returns the exit status: 1 when the set-up or a class failed, 130 after Ctrl-C, 143 after SIGTERM; wrong flags exit
+    with 2.
     """
+    print_anything()
     parser = get_args_parser()
     args = parser.parse_args(argv)
     try:
         settings = settings_from_args(args)
+        problem = find_contradiction(args)
     except ValueError as error:
-        parser.error(str(error))
-    problem = find_contradiction(args)
+        problem = str(error)
     if problem:
         parser.error(problem)
     try:
-        return run(args, settings)
+        with ended_by_sigterm():
+            return run(options_from_args(args), settings, data_from_args(args))
+    except ConnectionError as error:
+        time.sleep(FIRST_ERROR_S)  # let the process that failed first be the one that is heard
+        return fail(PROGRAM, f"error: {error}", 1)
     except (ValueError, OSError) as error:
-        print(f"main.py: error: {error}", file=sys.stderr)
-        return 1
+        return fail(PROGRAM, f"error: {error}", 1)
     except MemoryError as error:
-        print(
-            f"main.py: error: out of memory ({error}); use a smaller --img_size, --batch_size or --max_sample, or "
-            "--feature_dtype float16",
-            file=sys.stderr,
-        )
-        return 1
+        remedy = "use a smaller --img_size, --batch_size or --max_sample, or --feature_dtype float16"
+        return fail(PROGRAM, f"error: out of memory ({error}); {remedy}", 1)
     except KeyboardInterrupt:
-        print("main.py: interrupted; repeat the same command to resume", file=sys.stderr)
-        return INTERRUPTED
+        return fail(PROGRAM, "interrupted; repeat the same command to resume", INTERRUPTED)
+    except Terminated:
+        return TERMINATED
 
 
-def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Evaluate the classes; each class's results are on disk as soon as it is done."""
-    check_files(settings, WeightsSource(args.checkpoint_dir, args.fusion_module_path, args.random_weights))
-    samples = _find_samples(args)
-    check_writable(args.results_dir, "--results_dir")
-    if args.save_feature:
-        check_writable(args.save_feature_path, "--save_feature_path")
-    if args.save_detector is not None:
-        check_writable(args.save_detector, "--save_detector")
-    with alone_with(
-        args.results_dir / ".running",
-        f"--results_dir {args.results_dir}: another run is writing there; use another",
+def run(options: RunOptions, settings: Settings, data: DataOptions) -> int:
+    """Check what can be checked before the work, then do the classes; returns the exit status."""
+    world = find_world()
+    classes = _checked(options, settings, data) if world.is_main else []
+    names = [files.name for files in classes]
+    with alone_with_classes(options.results_dir, names) if world.is_main else nullcontext():
+        # torch takes seconds to import: --help and what is wrong with flags, weights and data has been said by now
+        from evaluation.run import run as run_classes
+
+        return run_classes(options, settings, classes, world)
+
+
+def _checked(options: RunOptions, settings: Settings, data: DataOptions) -> list[ClassFiles]:
+    """The classes to run. Raises ValueError or OSError when weights, data or folders are no good."""
+    check_files(
+        settings, WeightsSource(options.checkpoint_dir, options.fusion_module_path, options.random_weights)
+    )
+    classes = find_class_files(data)
+    check_writable(options.results_dir, "--results_dir")
+    check_tables(options.results_dir)
+    each = options.each_class
+    for flag, path in (
+        ("--save_feature_path", options.save_feature_path),
+        ("--save_detector", each.save_detector),
+        ("--features", options.features),
     ):
-        return _run_classes(args, settings, samples)
-
-
-Samples = Mapping[str, Mapping[str, list[SampleFiles]]]  # by class and split
-
-
-def _run_classes(args: argparse.Namespace, settings: Settings, samples: Samples) -> int:
-    # torch takes seconds to import: --help and wrong flags have answered by now
-    from m3dm_runner import M3DM
-
-    model = M3DM(
-        settings,
-        checkpoint_dir=args.checkpoint_dir,
-        fusion_module_path=args.fusion_module_path,
-        random_weights=args.random_weights,
-        device=args.device,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-    )
-    if args.random_weights:
-        print(
-            "warning: --random_weights: these results mean nothing, only that the code runs", file=sys.stderr
-        )
-    record = open_record(args.results_dir, _header(args, model), list(samples))
-    with _feature_store(args, model) as store:
-        for name in samples:
-            if name in record["classes"] and _has_its_files(name, args, store):
-                print(f"{name}: done by the run that was cut, kept")
-                continue
-            _run_class(name, samples[name], model, store, args, record)
-    return _write_tables(args, list(samples), record)
-
-
-def _feature_store(
-    args: argparse.Namespace, model: M3DM
-) -> AbstractContextManager[FeatureStoreWriter | None]:
-    """The folder that --save_feature fills, for this run alone."""
-    if not args.save_feature:
-        return nullcontext()
-    from feature_extractors.saved_features import store_meta
-    from models.uff.feature_store import FeatureStoreWriter
-
-    dataset = f"{args.dataset_type} {args.dataset_path.resolve()}"
-    return FeatureStoreWriter.open(args.save_feature_path, store_meta(model.settings, model.weights, dataset))
-
-
-def _has_its_files(name: str, args: argparse.Namespace, store: FeatureStoreWriter | None) -> bool:
-    """Whether what a done class has left on disk is there still."""
-    return (
-        (args.results_dir / "scores" / f"{name}.csv").is_file()
-        and (not args.save_preds or (args.results_dir / "pred_maps" / name).is_dir())
-        and (args.save_detector is None or _detector_path(args.save_detector, name).is_file())
-        and (store is None or store.has_class(name))
-    )
-
-
-def _run_class(
-    name: str,
-    samples: Mapping[str, list[SampleFiles]],
-    model: M3DM,
-    store: FeatureStoreWriter | None,
-    args: argparse.Namespace,
-    record: dict[str, Any],
-) -> None:
-    """One class, its results on disk when it is done; if its data is no good it is recorded as failed."""
-    from m3dm_runner import figures_of, save_predictions
-    from utils.observer import ClassReport
-    from utils.report.figures import write_figures
-
-    model.observer = report = ClassReport()
-    try:
-        evaluated = _evaluated(name, samples, model, store, args, report)
-        write_scores(args.results_dir, name, evaluated.rows() if evaluated else [])
-        if evaluated:
-            write_figures(args.results_dir, name, figures_of(evaluated))
-        if args.save_preds and evaluated:
-            save_predictions(args.results_dir / "pred_maps" / name, evaluated)
-    except ValueError as error:
-        record["classes"].pop(name, None)
-        record["failed_classes"][name] = f"{error}{_reasons(report)}"
-        print(f"{name}: failed: {record['failed_classes'][name]}", file=sys.stderr)
-    else:
-        record["classes"][name] = report.as_dict()
-        print(class_summary(name, record["classes"][name]))
-    write_results(args.results_dir, record)
-
-
-def _evaluated(
-    name: str,
-    samples: Mapping[str, list[SampleFiles]],
-    model: M3DM,
-    store: FeatureStoreWriter | None,
-    args: argparse.Namespace,
-    report: ClassReport,
-) -> EvaluatedClass | None:
-    """The class's fitted or loaded model on its test samples, None without any; the report gets metrics and counts."""
-    from feature_extractors.saved_features import saving
-    from m3dm_runner import evaluate
-    from utils.metrics import METRICS, measure
-
-    if args.load_detector is not None:
-        model.restore(_detector_path(args.load_detector, name))
-    else:
-        training, held_out = held_out_apart(samples["train"], args.holdout, args.seed)
-        training = training[: model.settings.sample_limit]
-        patches = model.extract_all(training, f"{name} train")
-        model.fit_patches(saving(store, name, patches) if store else patches, expected=len(training))
-        if args.save_detector is not None:
-            _save_detector(model, held_out or samples["validation"], name, args)
-    if not samples["test"]:
-        print(f"{name}: no test samples; the detector is fitted and saved, and not evaluated")
-        report.metrics, report.counts = dict.fromkeys(metric.key for metric in METRICS), model.counts_
-        return None
-    evaluated = evaluate(model, samples["test"], f"{name} test")
-    with report.stage("metrics"):
-        report.metrics = measure(evaluated.predictions)
-    labels = evaluated.predictions.labels
-    counts = {"test": len(evaluated.files), "test_anomalous": int(labels.sum())}
-    unlabelled = len(evaluated.files) - len(labels)
-    report.counts = {**model.counts_, **counts, **({"test_unlabelled": unlabelled} if unlabelled else {})}
-    report.doubt = _doubt(samples, report)
-    return evaluated
-
-
-def _doubt(samples: Mapping[str, list[SampleFiles]], report: ClassReport) -> str | None:
-    """Why a class's results can't be trusted: so many samples were left out; None if they can."""
-    for split, most in (("train", MOST_TRAIN_LEFT_OUT), ("test", MOST_TEST_LEFT_OUT)):
-        left_out = sum(sample["path"].startswith(f"{split}/") for sample in report.skipped)
-        if left_out > most * len(samples[split]):
-            return f"{left_out} of {len(samples[split])} {split} samples were left out; mend or remove them"
-    return None
-
-
-def held_out_apart(
-    samples: list[SampleFiles], share: float, seed: int
-) -> tuple[list[SampleFiles], list[SampleFiles]]:
-    """The training samples without a share of them, drawn by `seed`, and that share."""
-    count = max(1, round(share * len(samples))) if share > 0 else 0
-    chosen = set(np.random.default_rng(seed).permutation(len(samples))[:count].tolist())
-    return (
-        [sample for i, sample in enumerate(samples) if i not in chosen],
-        [sample for i, sample in enumerate(samples) if i in chosen],
-    )
-
-
-def _save_detector(model: M3DM, held_out: list[SampleFiles], name: str, args: argparse.Namespace) -> None:
-    """Save the fitted model, with thresholds where there are good parts to take them from."""
-    if held_out:
-        origin = "held-out training parts" if args.holdout else "validation/good"
-        with model.observer.stage("calibrate"):
-            model.calibrate(held_out, args.threshold_rule, origin)
-        warning = model.calibration_ and model.calibration_.warning()
-    else:
-        warning = "no validation/good and no --holdout: the saved detector has no threshold, only scores"
-    if warning:
-        print(f"warning: {name}: {warning}", file=sys.stderr)
-    model.preprocessing_ = read_record(args.dataset_path)[0] or None
-    model.save(_detector_path(args.save_detector, name))
-
-
-def _find_samples(args: argparse.Namespace) -> Samples:
-    """The files of the classes to run, seen to pair before the hours of work."""
-    dataset = DATASETS[args.dataset_type]
-    classes = find_classes(args.dataset_path, dataset, args.class_name)
-    absent = [name for name in dataset.classes if name not in classes] if args.class_name is None else []
-    if absent:
-        print(f"not in {args.dataset_path}, left out: {', '.join(absent)}")
-    found = {}
-    for name in classes:
-        folder = args.dataset_path / name
-        train = list_samples(folder, "train", dataset.find_samples)
-        test = dataset.find_samples(folder, "test")
-        if not test and args.save_detector is None:  # a detector can be fitted without
-            list_samples(folder, "test", dataset.find_samples)
-        validation = dataset.find_samples(folder, "validation")
-        if args.label_by_folder:
-            test = [_labelled_by_folder(sample) for sample in test]
-        if not args.unchecked:
-            for remark in check_plausible(train):
-                print(f"warning: {name}: {remark}", file=sys.stderr)
-        found[name] = {"train": train, "validation": validation, "test": test}
-    return found
-
-
-def _labelled_by_folder(sample: SampleFiles) -> SampleFiles:
-    if sample.label is not None or sample.rgb.parents[1].name == UNKNOWN:
-        return sample
-    return dataclasses.replace(sample, label=1)
-
-
-def _header(args: argparse.Namespace, model: M3DM) -> dict[str, Any]:
-    """What identifies a run: equal headers give equal results and files."""
-    from feature_extractors.networks import attention
-
-    return {
-        "method_name": args.method_name,
-        "random_weights": args.random_weights,
-        "weights": model.weights,
-        "settings": model.settings.as_dict(),
-        "attention": attention(),
-        "dataset_path": str(args.dataset_path),
-        "device": str(model.device),
-        "save_preds": args.save_preds,
-        "save_feature_path": str(args.save_feature_path) if args.save_feature else None,
-        "label_by_folder": args.label_by_folder,
-        "holdout": args.holdout,
-        "threshold_rule": args.threshold_rule,
-        "save_detector": str(args.save_detector) if args.save_detector else None,
-        "load_detector": str(args.load_detector) if args.load_detector else None,
-        "versions": versions(),
-    }
-
-
-def _write_tables(args: argparse.Namespace, classes: list[str], record: dict[str, Any]) -> int:
-    """Append the run's row to the tables, and write the report; returns the exit status."""
-    from utils.report.run_report import write_report
-
-    report = write_report(args.results_dir, record, Settings(args.method_name).as_dict())
-    done = {name: record["classes"][name] for name in classes if name in record["classes"]}
-    if done:
-        row_name = args.method_name + (" (random weights)" if args.random_weights else "")
-        print(append_tables(args.results_dir, row_name, done))
-    record["complete"] = True  # last: a run cut in the tables goes on with them
-    write_results(args.results_dir, record)
-    print(f"report: {report}")
-    for line in problem_lines(record, classes):
-        print(line, file=sys.stderr)
-    doubtful = any(result.get("doubt") for result in done.values())
-    return 1 if record["failed_classes"] or doubtful else 0
-
-
-def _detector_path(folder: Path, class_name: str) -> Path:
-    return folder / f"{class_name}{DETECTOR_SUFFIX}"
-
-
-def _reasons(report: ClassReport) -> str:
-    """Why samples were left out, the first few."""
-    reasons = [f"{sample['path']}: {sample['reason']}" for sample in report.skipped]
-    shown = "; ".join(reasons[:SHOWN_REASONS]) + (" ..." if len(reasons) > SHOWN_REASONS else "")
-    return f"; {shown}" if reasons else ""
+        if path is not None:
+            check_writable(path, flag)
+    return classes
 
 
 def _quirks_from_args(args: argparse.Namespace) -> Quirks:

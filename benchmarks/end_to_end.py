@@ -36,11 +36,12 @@ from benchmarks.data import BenchmarkClass, prepare_class
 from benchmarks.predict import compare_with_backbones
 from benchmarks.timing import time_row, timed
 from dataset import SampleFiles, load_sample
+from evaluation.evaluate import evaluate
 from feature_extractors.decision import fit_one_class_decision
 from feature_extractors.networks import load_networks
 from feature_extractors.settings import Settings
 from feature_extractors.weights import WeightsSource
-from m3dm_runner import M3DM, evaluate
+from m3dm_runner import M3DM
 from tests.reference.detector import (
     plain_coreset_choices,
     plain_features,

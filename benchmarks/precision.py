@@ -27,11 +27,12 @@ import numpy as np
 from benchmarks.data import BenchmarkClass, prepare_class
 from benchmarks.timing import compare, table_row, wait_for
 from dataset import load_sample
+from evaluation.evaluate import evaluate
 from feature_extractors.extractor import Extractor
 from feature_extractors.networks import load_networks
 from feature_extractors.settings import Settings
 from feature_extractors.weights import WeightsSource
-from m3dm_runner import M3DM, evaluate
+from m3dm_runner import M3DM
 from utils.devices import choose_device
 from utils.metrics import Predictions, measure
 from utils.structures import Modality, Patches

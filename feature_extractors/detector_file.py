@@ -64,7 +64,7 @@ def write_detector(path: Path, detector: Detector, header: Header, dtype: RowsDt
     `dtype` "float32" keeps the bank rows as they are (FPFH's are float64), "float16" rounds them. Raises ValueError
     for rows that do not fit float16.
     """
-    tensors = _tensors(detector, dtype)
+    tensors = detector_tensors(detector, dtype)
     values = asdict(header)
     values["sha256"] = checksum(values, tensors)
     with atomic_path(path) as temporary:
@@ -80,7 +80,7 @@ def read_detector(path: Path, device: torch.device) -> tuple[Detector, Header, S
     """The detector of a file, its rows on `device`. Raises DetectorFileError."""
     header, settings, tensors = _read(path, with_tensors=True)
     try:
-        return _detector(tensors, settings, device), header, settings
+        return detector_of(tensors, settings, device), header, settings
     except (KeyError, ValueError, RuntimeError) as error:
         raise _damaged(path, error) from error
 
@@ -131,7 +131,8 @@ def _damaged(path: Path, reason: object) -> DetectorFileError:
     )
 
 
-def _tensors(detector: Detector, dtype: RowsDtype) -> dict[str, torch.Tensor]:
+def detector_tensors(detector: Detector, dtype: RowsDtype = "float32") -> dict[str, torch.Tensor]:
+    """What a detector's file holds, by name, on the CPU; "float32" keeps the rows' own dtype."""
     tensors = {}
     for source, bank in detector.banks.items():
         tensors[f"bank.{source}.rows"] = _stored_rows(bank.rows, dtype)
@@ -156,7 +157,9 @@ def _stored_rows(rows: torch.Tensor, dtype: RowsDtype) -> torch.Tensor:
     return stored
 
 
-def _detector(tensors: dict[str, torch.Tensor], settings: Settings, device: torch.device) -> Detector:
+def detector_of(tensors: Mapping[str, torch.Tensor], settings: Settings, device: torch.device) -> Detector:
+    """The detector that `detector_tensors` took apart. Raises KeyError or ValueError for what is none of its."""
+    tensors = dict(tensors)
     rule = ScoreRule.of(settings)
     banks: dict[Modality, MemoryBank] = {}
     for source in settings.method.sources:

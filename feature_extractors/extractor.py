@@ -77,20 +77,29 @@ class Extractor:
             return 1
         return min(torch.get_num_threads(), MOST_BATCHES_AT_ONCE)
 
-    @torch.inference_mode()
     def extract(self, batch: list[PreparedSample]) -> list[dict[Modality, Patches]]:
         """Patches of each sample: rgb and xyz as the backbones give them, and, where it is used, fusion."""
-        rgb, xyz, fusion = self.networks.rgb, self.networks.xyz, self.networks.fusion
+        return [self.fused(patches) for patches in self.backbone_patches(batch)]
+
+    @torch.inference_mode()
+    def backbone_patches(self, batch: list[PreparedSample]) -> list[dict[Modality, Patches]]:
+        """Patches of each sample as the backbones give them."""
+        rgb, xyz = self.networks.rgb, self.networks.xyz
         by_modality: dict[Modality, list[Patches]] = {}
         if rgb is not None:
             by_modality["rgb"] = self._rgb_patches(rgb, batch)
         if xyz is not None:
             with self._precision():
                 by_modality["xyz"] = [xyz.patches(sample.geometry, self._generator) for sample in batch]
-        if fusion is not None:
-            pairs = zip(by_modality["xyz"], by_modality["rgb"], strict=True)
-            by_modality["fusion"] = [fuse_patches(fusion, *pair) for pair in pairs]
         return [{name: patches[i] for name, patches in by_modality.items()} for i in range(len(batch))]
+
+    @torch.inference_mode()
+    def fused(self, patches: dict[Modality, Patches]) -> dict[Modality, Patches]:
+        """The backbones' patches of a sample, on the device, and where it is used those that UFF makes of them."""
+        there: dict[Modality, Patches] = {name: found.to(self.device) for name, found in patches.items()}
+        if self.networks.fusion is not None:
+            there["fusion"] = fuse_patches(self.networks.fusion, there["xyz"], there["rgb"])
+        return there
 
     def _rgb_patches(self, network: nn.Module, batch: list[PreparedSample]) -> list[Patches]:
         images = torch.from_numpy(np.stack([sample.image for sample in batch])).to(self.device)

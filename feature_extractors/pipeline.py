@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from feature_extractors.extractor import Extractor, PreparedSample
+from feature_extractors.feature_cache import FeatureCache, KeptSample
 from utils.loading import ErrorsAsItems, follow_parent, interrupts_later
 from utils.observer import Observer
 from utils.parallel import map_on_cores
@@ -17,7 +18,7 @@ from utils.structures import Modality, Patches, Sample
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Loaded = PreparedSample | ValueError
+Loaded = PreparedSample | KeptSample | ValueError
 
 
 class Pipeline(Generic[Item]):
@@ -25,13 +26,21 @@ class Pipeline(Generic[Item]):
 
     load: an item -> Sample, in the loader's workers; ValueError where it can't be used. name: what an item is called
     in reports. batch_size: samples a forward pass; num_workers: loader processes. No result depends on the two.
+    cache: where features are kept, if they are.
     """
 
     def __init__(
-        self, extractor: Extractor, load: Callable[[Item], Sample], *, batch_size: int, num_workers: int
+        self,
+        extractor: Extractor,
+        load: Callable[[Item], Sample],
+        *,
+        batch_size: int,
+        num_workers: int,
+        cache: FeatureCache | None = None,
     ) -> None:
         self._extractor = extractor
         self._load = load
+        self._cache = cache
         self._batch_size = batch_size
         self._num_workers = num_workers
 
@@ -46,12 +55,11 @@ class Pipeline(Generic[Item]):
         """`finish` of the patches of each item; None for one that can't be used, of which the observer is told."""
         self._extractor.restart()
 
-        def work(batch: list[Loaded]) -> list[tuple[Loaded, Result | ValueError]]:
-            usable = [loaded for loaded in batch if isinstance(loaded, PreparedSample)]
-            patches = iter(self._extractor.extract(usable) if usable else [])
+        def work(batch: list[tuple[Item, Loaded]]) -> list[tuple[Loaded, Result | ValueError]]:
+            patches = iter(self._patches(batch))
             return [
                 (loaded, loaded if isinstance(loaded, ValueError) else _finished(next(patches), finish))
-                for loaded in batch
+                for _, loaded in batch
             ]
 
         remaining = iter(names)
@@ -61,8 +69,22 @@ class Pipeline(Generic[Item]):
                     yield _told(next(remaining), loaded, result, observer)
                 advance(len(results))
 
-    def _batches(self, items: Sequence[Item]) -> Iterator[list[Loaded]]:
-        prepared = ErrorsAsItems(items, Prepare(self._load, self._extractor.preparation))
+    def _patches(self, batch: Sequence[tuple[Item, Loaded]]) -> list[dict[Modality, Patches]]:
+        """Patches of the samples of a batch that can be used, in order; those of kept ones are only fused."""
+        new = [(item, loaded) for item, loaded in batch if isinstance(loaded, PreparedSample)]
+        extracted = self._extractor.backbone_patches([loaded for _, loaded in new]) if new else []
+        if self._cache:
+            for (item, loaded), patches in zip(new, extracted, strict=True):
+                self._cache.write(item, patches, loaded.remarks)
+        fresh = iter(extracted)
+        usable = [loaded for _, loaded in batch if not isinstance(loaded, ValueError)]
+        return [
+            self._extractor.fused(loaded.patches if isinstance(loaded, KeptSample) else next(fresh))
+            for loaded in usable
+        ]
+
+    def _batches(self, items: Sequence[Item]) -> Iterator[list[tuple[Item, Loaded]]]:
+        prepared = ErrorsAsItems(items, Prepare(self._load, self._extractor.preparation, self._cache))
         if self._num_workers > 0 and len(items):
             prepared[0]  # compiles the kernels here once, not in every worker
         loader = DataLoader(
@@ -72,19 +94,23 @@ class Pipeline(Generic[Item]):
             collate_fn=list,
             worker_init_fn=follow_parent,
         )
+        remaining = iter(items)
         with interrupts_later():
-            return iter(loader)
+            batches = iter(loader)
+        return ([(next(remaining), loaded) for loaded in batch] for batch in batches)
 
 
 @dataclass(frozen=True)
 class Prepare(Generic[Item]):
-    """Loads an item and prepares its cloud; picklable, for the loader's workers."""
+    """Loads an item and prepares its cloud, unless its features are kept; picklable, for the loader's workers."""
 
     load: Callable[[Item], Sample]
     preparation: Callable[[Sample], PreparedSample]
+    cache: FeatureCache | None = None
 
-    def __call__(self, item: Item) -> PreparedSample:
-        return self.preparation(self.load(item))
+    def __call__(self, item: Item) -> PreparedSample | KeptSample:
+        kept = self.cache.read(item) if self.cache else None
+        return kept or self.preparation(self.load(item))
 
 
 def check_features(patches: Mapping[Modality, Patches]) -> None:
@@ -112,7 +138,7 @@ def _told(name: str, loaded: Loaded, result: Result | ValueError, observer: Obse
     if isinstance(result, ValueError):
         observer.left_out(name, str(result))
         return None
-    if isinstance(loaded, PreparedSample):
+    if not isinstance(loaded, ValueError):
         for text in loaded.remarks:
             observer.remark(name, text)
     return result

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from utils.distributed import find_world, join, leave, sum_over_ranks
+from utils.distributed import join, leave, sum_over_ranks
+from utils.world import find_world
 
 
 def _has_group_threads() -> bool:
@@ -12,7 +13,7 @@ def _has_group_threads() -> bool:
 
 
 def main() -> None:
-    join(find_world(), torch.device("cpu"), "env://")
+    join(find_world(), "gloo", "env://")
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([parameter])  # its first step imports much of torch
     parameter.grad = sum_over_ranks(torch.ones(3))

@@ -32,7 +32,7 @@ def _add_row(path: Path, table: str, block: str) -> None:
 def extended(tmp_path_factory) -> Path:
     """A copy of the project with everything that the page adds."""
     project = tmp_path_factory.mktemp("project")
-    for name in ("feature_extractors", "models", "utils"):
+    for name in ("evaluation", "feature_extractors", "models", "utils"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("main.py", "m3dm_runner.py", "dataset.py"):
         shutil.copy(ROOT / name, project)

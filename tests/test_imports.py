@@ -1,4 +1,4 @@
-"""Imports run one way: entry scripts -> m3dm_runner -> feature_extractors -> models -> utils; dataset -> utils."""
+"""Imports run one way: evaluation -> m3dm_runner -> feature_extractors -> models -> utils; dataset -> utils."""
 
 import ast
 from pathlib import Path
@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LAYERS = ["utils", "models", "feature_extractors", "m3dm_runner", "main"]
+LAYERS = ["utils", "models", "feature_extractors", "m3dm_runner", "evaluation", "main"]
 ALLOWED = {
     "utils": {"utils"},
     "models": {"utils", "models"},
     "feature_extractors": {"utils", "models", "feature_extractors"},
     "dataset": {"utils"},
     "m3dm_runner": {"utils", "models", "feature_extractors", "dataset"},
-    "main": {"utils", "models", "feature_extractors", "dataset", "m3dm_runner"},
+    "evaluation": {"utils", "models", "feature_extractors", "dataset", "m3dm_runner", "evaluation"},
+    "main": {"utils", "models", "feature_extractors", "dataset", "evaluation"},
     "fusion_pretrain": {"utils", "models", "feature_extractors"},
     "predict": {"utils", "dataset", "feature_extractors", "m3dm_runner"},
 }

@@ -10,7 +10,7 @@ from typing import Any
 import main
 
 SMALL = "--img_size 32 --num_group 16 --group_size 8 --f_coreset 0.5 --device cpu --num_workers 0 --unchecked".split()
-LOCKS = (".running", ".saving", ".convert.lock")
+LOCKS = (".saving", ".index.lock", ".convert.lock")
 VIT_S = ["--rgb_backbone_name", "vit_small_patch8_224_dino"]
 
 
@@ -35,5 +35,9 @@ def read_scores(results: Path, class_name: str) -> list[dict[str, str]]:
 
 def all_files(folder: Path) -> list[str]:
     """Names of the files under a folder, hidden ones too but for locks, which stay; '/'-separated and sorted."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in LOCKS]
+    files = [path for path in folder.rglob("*") if path.is_file() and not _is_lock(path)]
     return sorted(path.relative_to(folder).as_posix() for path in files)
+
+
+def _is_lock(path: Path) -> bool:
+    return path.name in LOCKS or path.parent.name == ".locks"

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import sys
+import time
+from pathlib import Path
 
 
 def print_anything() -> None:
@@ -14,3 +18,15 @@ def print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def fail(program: str, message: str, status: int) -> int:
+    """Say why the program ends, on the screen and to torch's launcher, whose own report then ends with it too."""
+    line = f"{program}: {message}"
+    print(line, file=sys.stderr, flush=True)
+    report = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if report:
+        details = {"py_callstack": line, "timestamp": str(int(time.time()))}
+        content = {"message": {"message": line, "extraInfo": details}}
+        Path(report).write_text(json.dumps(content), encoding="utf-8")
+    return status

@@ -1,4 +1,4 @@
-"""One or several processes: who am I, and the few sums that the processes share.
+"""Several processes: how they meet and part, and the few sums that they share.
 
 Every function also works in a single process without a process group, where it communicates nothing.
 """
@@ -6,9 +6,10 @@ Every function also works in a single process without a process group, where it 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -17,52 +18,18 @@ import torch.distributed as dist
 # and its threads would live on after `leave`, into Python's end, where they now and then abort the process.
 import torch.distributed.nn
 
-
-@dataclass(frozen=True)
-class World:
-    """This process (rank) of how many (size); local_rank counts within the machine and chooses the GPU."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
+from utils.world import World
 
 
-def find_world(*, dist_on_itp: bool = False, world_size: int = 1, local_rank: int = -1) -> World:
-    """Where this process stands, from the variables that its launcher has set.
+def join(
+    world: World,
+    backend: Literal["nccl", "gloo"],
+    dist_url: str = "env://",
+    patience: timedelta | None = None,
+) -> None:
+    """Meet the other processes, if there are any; nccl talks between GPUs, gloo between CPUs.
 
-    Known are ITP (Open MPI, when `dist_on_itp`), torchrun and torch.distributed.launch, and SLURM; without
-    any of them the process is alone. `world_size` (SLURM's number of tasks unless it is > 1) and
-    `local_rank` (when >= 0) stand in where the launcher leaves them open.
-    """
-    env = os.environ
-    if dist_on_itp:
-        names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
-        missing = [name for name in names if name not in env]
-        if missing:
-            raise ValueError(f"--dist_on_itp: the environment lacks {', '.join(missing)}; start with mpirun")
-        return World(*(_number(name) for name in names))
-    if "RANK" in env and "WORLD_SIZE" in env:
-        return World(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_RANK", max(local_rank, 0)))
-    if "SLURM_PROCID" in env:
-        size = world_size if world_size > 1 else _number("SLURM_STEP_NUM_TASKS", 1)
-        return World(_number("SLURM_PROCID"), size, _number("SLURM_LOCALID", 0))
-    return World()
-
-
-def _number(variable: str, default: int = 0) -> int:
-    """An environment variable that a launcher sets."""
-    text = os.environ.get(variable, str(default))
-    if not text.isdecimal():
-        raise ValueError(f"{variable}={text}: the launcher sets this variable to a whole number; unset it")
-    return int(text)
-
-
-def join(world: World, device: torch.device, dist_url: str) -> None:
-    """Meet the other processes, if there are any: NCCL for CUDA, Gloo for the CPU.
+    patience: how long one may be silent before the others give up (default: torch's, some minutes).
 
     ValueError when `dist_url` is env:// and no launcher has set the meeting point, or when it is no address.
     """
@@ -73,9 +40,10 @@ def join(world: World, device: torch.device, dist_url: str) -> None:
             f"{world.size} processes, but MASTER_ADDR and MASTER_PORT are not set: set them to the first "
             "machine and a free port, or give --dist_url tcp://<first machine>:<port>"
         )
-    backend = "nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, init_method=dist_url, rank=world.rank, world_size=world.size)
+        dist.init_process_group(
+            backend, init_method=dist_url, rank=world.rank, world_size=world.size, timeout=patience
+        )
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -142,14 +110,21 @@ class _GatherRows(torch.autograd.Function):
 
 def _all_reduce(tensor: torch.Tensor) -> None:
     """The sum over all processes, in place. ConnectionError when another one has ended."""
-    try:
+    with lost_process():
         dist.all_reduce(tensor)
+
+
+def _is_joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+@contextmanager
+def lost_process() -> Iterator[None]:
+    """Around talk with other processes. ConnectionError when another one has ended."""
+    try:
+        yield
     except RuntimeError as error:
         raise ConnectionError(
             f"process {dist.get_rank()} of {dist.get_world_size()} lost another one; the first error of all "
             "processes says why"
         ) from error
-
-
-def _is_joined() -> bool:
-    return dist.is_available() and dist.is_initialized()

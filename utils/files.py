@@ -45,6 +45,19 @@ def alone_with(path: Path, problem: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def after_others(path: Path) -> Iterator[None]:
+    """Wait for the lock file `path`, and hold it while the block runs; nobody waits where there are no locks."""
+    with path.open("a") as handle:
+        try:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except (ImportError, OSError):
+            pass
+        yield
+
+
 def try_lock(handle: IO[Any]) -> bool:
     """Lock an open file; False when another process has it locked.
 

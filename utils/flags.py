@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
 
 LARGEST_SEED = 2**32 - 1  # of numpy.random.RandomState
 
@@ -54,6 +55,13 @@ def finite_float(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text} is not a finite number")
     return value
+
+
+def folder(text: str) -> Path:
+    """A folder's path; the empty text would be the working directory."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; name a folder, . for the one you are in")
+    return Path(text)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -37,8 +37,9 @@ class Observer:
 
 @dataclass
 class ClassReport(Observer):
-    """Shows a class's progress on the screen and remembers what is to be reported of it."""
+    """Shows a class's progress on the screen, if `shown`, and remembers what is to be reported of it."""
 
+    shown: bool = True
     metrics: dict[str, float | None] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     remarks: list[dict[str, str]] = field(default_factory=list)
@@ -58,7 +59,7 @@ class ClassReport(Observer):
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Advance]:
-        with progress(title, total) as advance:
+        with progress(title, total, shown=self.shown) as advance:
             yield advance
 
     def remark(self, sample: str, text: str) -> None:

@@ -1,18 +1,18 @@
-"""Result files: the release's three markdown tables, results.json, the scores of each class."""
+"""Result files: the release's three markdown tables, and the scores of each class."""
 
 from __future__ import annotations
 
 import csv
 import importlib.metadata
 import io
-import json
 import os
 import platform
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.files import write_json, write_text
+from utils.files import write_text
 from utils.metrics import METRICS
 from utils.structures import Thresholds
 
@@ -58,14 +58,24 @@ def markdown_table(row_name: str, values: dict[str, float | None]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, row)) + "\n"
 
 
-def append_tables(folder: Path, row_name: str, classes: dict[str, dict[str, Any]]) -> str:
-    """Append a row to each of the three tables' files; returns this run's tables as one text."""
+def check_tables(folder: Path) -> None:
+    """Find out now that a table's file can't be appended to. Raises ValueError or OSError naming it."""
+    for table in TABLES:
+        _read_table(folder / str(table.table_file))
+
+
+def append_tables(folder: Path, row_name: str, classes: Mapping[str, Mapping[str, Any]]) -> str:
+    """Append a row to each of the three tables' files, unless it is the last one there; returns the run's tables.
+
+    Without a class nothing is written.
+    """
+    if not classes:
+        return ""
     texts = []
     for table in TABLES:
         text = markdown_table(row_name, {name: result[table.key] for name, result in classes.items()})
         path = folder / str(table.table_file)
-        before = path.read_text(encoding="utf-8") if path.exists() else f"# {table.title}\n"
-        write_text(path, _with_row(before, text))
+        write_text(path, _with_row(_read_table(path) or f"# {table.title}\n", text))
         texts.append(f"{table.title}\n{text}")
     return "\n".join(texts)
 
@@ -80,26 +90,6 @@ def write_scores(folder: Path, class_name: str, rows: list[tuple[str, int | None
     writer.writerow(["path", "label", "score"])
     writer.writerows([path, "" if label is None else label, repr(score)] for path, label, score in rows)
     write_text(folder / "scores" / f"{class_name}.csv", text.getvalue())
-
-
-def write_results(folder: Path, results: dict[str, Any]) -> None:
-    """Write results.json atomically."""
-    write_json(folder / "results.json", results)
-
-
-def open_record(folder: Path, header: dict[str, Any], classes: list[str]) -> dict[str, Any]:
-    """The content of results.json to go on with, when `classes` are to run.
-
-    An earlier run with an equal header keeps its classes: all of them if it was cut, else those that are not to
-    run now. With any other header the record starts anew.
-    """
-    earlier = _read_record(folder) or {}
-    as_stored = json.loads(json.dumps(header))
-    kept = {}
-    if {key: earlier[key] for key in as_stored if key in earlier} == as_stored:
-        again = classes if earlier.get("complete") else ()
-        kept = {name: result for name, result in earlier.get("classes", {}).items() if name not in again}
-    return {**header, "complete": False, "classes": kept, "failed_classes": {}}
 
 
 def class_summary(name: str, result: dict[str, Any]) -> str:
@@ -123,7 +113,9 @@ def problem_lines(record: dict[str, Any], classes: list[str]) -> list[str]:
         for name in classes
         if name in record["classes"] and (doubt := record["classes"][name].get("doubt"))
     ]
-    failed = [f"{name}: failed: {reason}" for name, reason in record["failed_classes"].items()]
+    failed = [
+        f"{name}: failed: {reason}" for name, reason in record["failed_classes"].items() if name in classes
+    ]
     return left_out + doubtful + failed
 
 
@@ -142,18 +134,20 @@ def in_words(score: float, label: int | None, thresholds: Thresholds | None) -> 
     return f"score {score:.4g}{verdict}{truth}"
 
 
+def _read_table(path: Path) -> str:
+    """The file's text, "" where there is none."""
+    try:
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not UTF-8, so no row can be appended; convert or move it") from error
+
+
 def _with_row(before: str, table: str) -> str:
     """The file's text with the table's row under its last table, or the table where the columns differ."""
     header, rule, row = table.splitlines()
-    headers = [line for line in before.splitlines() if line.startswith("| Method |")]
+    lines = before.splitlines()
+    headers = [line for line in lines if line.startswith("| Method |")]
     if headers and headers[-1] == header:
-        return f"{before}{row}\n"
+        # a run that was cut may have been here before
+        return before if lines[-1] == row else f"{before}{row}\n"
     return f"{before}\n{header}\n{rule}\n{row}\n"
-
-
-def _read_record(folder: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None

@@ -91,6 +91,10 @@ class Patches:
         """All patches, (P, D)."""
         return self.rows[self.row_of_patch]
 
+    def to(self, device: torch.device | str) -> Patches:
+        """The same patches on a device; those that are there are not copied."""
+        return Patches(self.rows.to(device), self.row_of_patch.to(device), self.side)
+
 
 @dataclass(frozen=True)
 class Score:

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -22,13 +22,14 @@ import torch
 
 from models.checkpoints import ArrayHeader, CheckpointError, decoded, read_numpy_headers
 from models.uff.pairing import Pairing, paired_rgb
-from utils.files import alone_with, atomic_path, write_json
+from utils.files import after_others, alone_with, atomic_path, write_json
 from utils.structures import Modality, Patches
 
 FeatureDtype = Literal["float16", "float32"]
 
 MANIFEST_NAME = "index.json"
 LOCK_NAME = ".saving"
+MANIFEST_LOCK_NAME = ".index.lock"
 FORMAT_NAME = "m3dm-uff-features-2"
 LARGEST_DIM, LARGEST_SIDE, LARGEST_COUNT = 2**16, 2**10, 10**6  # of a manifest that is believed
 CLASS_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*")  # stays inside the folder, on one line
@@ -83,7 +84,10 @@ class StoredSample(NamedTuple):
 
 
 class FeatureStoreWriter:
-    """Writes a folder of training features; made by `open`, before the extraction, so that a conflict shows early."""
+    """Writes a folder of training features; made by `open`, before the extraction, so that a conflict shows early.
+
+    Other processes of the same run may make one directly, each for other classes.
+    """
 
     def __init__(self, folder: Path, meta: StoreMeta) -> None:
         self.folder, self.meta = folder, meta
@@ -133,8 +137,9 @@ class FeatureStoreWriter:
             "xyz_row": row.cpu().numpy().astype(np.int32),
         }
         if i == 0:
-            complete = read_manifest(self.folder)[1]
-            self._write_manifest({name: count for name, count in complete.items() if name != class_name})
+            with self._others_waiting():
+                complete = read_manifest(self.folder)[1]
+                self._write_manifest({name: count for name, count in complete.items() if name != class_name})
         with atomic_path(path) as temporary:
             np.savez(temporary, **arrays)
         return path
@@ -146,7 +151,8 @@ class FeatureStoreWriter:
             if not path.exists():
                 raise FileNotFoundError(f"{path}: sample {i} of {count} of {class_name} was not saved")
         _check_class(class_name, count)
-        self._write_manifest(read_manifest(self.folder)[1] | {class_name: count})
+        with self._others_waiting():
+            self._write_manifest(read_manifest(self.folder)[1] | {class_name: count})
 
     def has_class(self, class_name: str) -> bool:
         """Whether all samples of a class are there."""
@@ -154,6 +160,10 @@ class FeatureStoreWriter:
         return count is not None and all(
             (self.folder / sample_name(class_name, i)).exists() for i in range(count)
         )
+
+    def _others_waiting(self) -> AbstractContextManager[None]:
+        """While the manifest is changed; the processes of one run fill the folder together."""
+        return after_others(self.folder / MANIFEST_LOCK_NAME)
 
     def _write_manifest(self, classes: Mapping[str, int]) -> None:
         meta = dataclasses.asdict(self.meta)

@@ -17,6 +17,7 @@ from plyfile import PlyData
 
 import main
 import predict
+from evaluation.class_run import held_out_apart
 from feature_extractors.calibration import Calibration, ThresholdRule
 from tests.sensor_files import write_ply
 from tests.tiny_runs import VIT_S
@@ -276,9 +277,9 @@ class TestRules:
 
 def test_holdout_takes_a_seeded_share_and_leaves_the_rest():
     samples = list(range(40))
-    rest, held = main.held_out_apart(samples, 0.1, seed=3)
+    rest, held = held_out_apart(samples, 0.1, seed=3)
     assert len(held) == 4
     assert sorted(rest + held) == samples
-    assert main.held_out_apart(samples, 0.1, seed=3)[1] == held
-    assert main.held_out_apart(samples, 0.1, seed=4)[1] != held
-    assert main.held_out_apart(samples, 0.0, seed=3) == (samples, [])
+    assert held_out_apart(samples, 0.1, seed=3)[1] == held
+    assert held_out_apart(samples, 0.1, seed=4)[1] != held
+    assert held_out_apart(samples, 0.0, seed=3) == (samples, [])

@@ -12,10 +12,11 @@ import pytest
 import tifffile
 from PIL import Image
 
-import m3dm_runner
 import main
+from evaluation.class_run import ClassRun
 from feature_extractors.detector import Detector
 from feature_extractors.extractor import Extractor
+from m3dm_runner import M3DM
 from models.uff.pairs import open_folder
 from tests.conftest import write_class
 from tests.tiny_runs import all_files, read_record, read_scores, run_main
@@ -23,6 +24,7 @@ from utils.annotate import with_contour
 from utils.image_files import read_mask, read_rgb, read_xyz, write_png, write_xyz
 from utils.pictures import LABEL_COLORS, TRUTH_COLOR
 from utils.report.run_report import run_page
+from utils.results import ClassRecord
 
 CLASSES = ["bagel", "rope"]
 STAGES = ["extract_train", "fit_banks", "fit_decision", "predict", "metrics"]
@@ -155,7 +157,7 @@ def test_loader_processes_do_not_change_a_bit(finished, data, tmp_path):
     assert (tmp_path / "scores/bagel.csv").read_bytes() == (finished / "scores/bagel.csv").read_bytes()
 
 
-def test_same_command_gives_the_same_bytes_and_one_more_row(data, tmp_path):
+def test_same_command_gives_the_same_bytes_and_no_second_row(data, tmp_path):
     contents = []
     for _ in range(2):
         assert run_main(data, tmp_path, "Point_MAE", "--class_name", "bagel") == 0
@@ -164,8 +166,7 @@ def test_same_command_gives_the_same_bytes_and_one_more_row(data, tmp_path):
     for file in TABLES:
         title, _, *table = (tmp_path / file).read_text().splitlines()
         assert title.startswith("# ")
-        assert len(table) == 4
-        assert table[2] == table[3]
+        assert len(table) == 3
 
 
 class TestCutRun:
@@ -177,24 +178,22 @@ class TestCutRun:
     def fitted(self, monkeypatch) -> list[str]:
         """Names of the classes that were fitted, in order."""
         names: list[str] = []
-        run_class = main._run_class
-        monkeypatch.setattr(
-            main, "_run_class", lambda name, *rest: (names.append(name), run_class(name, *rest))
-        )
+        run = ClassRun.run
+        monkeypatch.setattr(ClassRun, "run", lambda self: (names.append(self.files.name), run(self)))
         return names
 
     @pytest.fixture(scope="class")
     def cut_once(self, data, tmp_path_factory) -> Path:
         results = tmp_path_factory.mktemp("cut")
-        evaluate = m3dm_runner.evaluate
+        predict_all = M3DM.predict_all
 
         def interrupted(model, samples, title):
             if title == "rope test":
                 raise KeyboardInterrupt
-            return evaluate(model, samples, title)
+            return predict_all(model, samples, title)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(m3dm_runner, "evaluate", interrupted)
+            patch.setattr(M3DM, "predict_all", interrupted)
             assert run_main(data, results, *self.METHOD) == main.INTERRUPTED
         return results
 
@@ -203,10 +202,8 @@ class TestCutRun:
         return Path(shutil.copytree(cut_once, tmp_path / "cut"))
 
     def test_finished_classes_are_on_disk_and_no_table(self, cut):
-        assert all_files(cut) == ["report/bagel.json", "results.json", "scores/bagel.csv"]
-        record = read_record(cut)
-        assert list(record["classes"]) == ["bagel"]
-        assert record["complete"] is False
+        assert all_files(cut) == ["classes/bagel.json", "report/bagel.json", "scores/bagel.csv"]
+        assert ClassRecord.read(cut / "classes/bagel.json").run_complete is False
 
     def test_same_command_does_the_rest_and_equals_an_uncut_run(self, cut, data, tmp_path, fitted):
         assert run_main(data, cut, *self.METHOD) == 0
@@ -249,7 +246,7 @@ def test_ctrl_c_while_a_map_is_written_leaves_no_part_of_it(data, tmp_path, monk
 
     monkeypatch.setattr(tifffile, "imwrite", half)
     assert run_main(data, tmp_path, "Point_MAE", "--save_preds") == main.INTERRUPTED
-    assert all_files(tmp_path) == ["report/bagel.json", "scores/bagel.csv"]
+    assert all_files(tmp_path) == ["classes/bagel.json", "report/bagel.json", "scores/bagel.csv"]
 
 
 def test_disk_that_fills_up_ends_the_run_and_keeps_the_classes_that_are_done(
@@ -265,8 +262,7 @@ def test_disk_that_fills_up_ends_the_run_and_keeps_the_classes_that_are_done(
     monkeypatch.setattr(Path, "replace", full)
     assert run_main(data, tmp_path, "Point_MAE") == 1
     assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
-    assert all_files(tmp_path) == ["report/bagel.json", "results.json", "scores/bagel.csv"]
-    assert list(read_record(tmp_path)["classes"]) == ["bagel"]
+    assert all_files(tmp_path) == ["classes/bagel.json", "report/bagel.json", "scores/bagel.csv"]
 
 
 def test_training_uses_at_most_max_sample_samples(data, tmp_path):
@@ -288,7 +284,7 @@ def test_sample_without_a_finite_score_is_left_out_and_named(data, tmp_path, mon
 
 
 def test_sample_whose_features_are_not_finite_is_left_out_and_named(data, tmp_path, monkeypatch):
-    extract, count = Extractor.extract, itertools.count(1)
+    extract, count = Extractor.backbone_patches, itertools.count(1)
     monkeypatch.setattr(Extractor, "batches_at_once", 1)  # in order
 
     def spoil_third(self, batch):
@@ -298,7 +294,7 @@ def test_sample_whose_features_are_not_finite_is_left_out_and_named(data, tmp_pa
             found[0]["xyz"] = dataclasses.replace(xyz, rows=xyz.rows * math.nan)
         return found
 
-    monkeypatch.setattr(Extractor, "extract", spoil_third)
+    monkeypatch.setattr(Extractor, "backbone_patches", spoil_third)
     assert run_main(data, tmp_path, "DINO+Point_MAE", "--class_name", "bagel") == 0
     result = read_record(tmp_path)["classes"]["bagel"]
     assert result["counts"]["train"] == 2

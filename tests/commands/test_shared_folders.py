@@ -1,13 +1,15 @@
 """Runs that share a folder: with an earlier one whose files are gone, with one at work, with one of other settings."""
 
+import json
 import shutil
 
 import pytest
 
 from models.uff.pairs import open_folder
 from tests.conftest import write_class
-from tests.tiny_runs import read_record, run_main
-from utils.files import alone_with, write_json
+from tests.tiny_runs import run_main
+from utils.files import write_json
+from utils.results import alone_with_classes
 
 CLASSES = ["bagel", "rope"]
 
@@ -25,10 +27,9 @@ def test_a_done_class_whose_files_are_gone_is_done_again(data, tmp_path, lost):
     store = ["--save_feature", "--save_feature_path", str(tmp_path / "patch_lib"), "--save_preds"]
     command = ("DINO+Point_MAE", *store, "--class_name", *CLASSES)
     assert run_main(data, tmp_path, *command) == 0
-    record = read_record(tmp_path)
-    record["complete"] = False
-    del record["classes"]["rope"]
-    write_json(tmp_path / "results.json", record)
+    (tmp_path / "classes/rope.json").unlink()
+    bagel = tmp_path / "classes/bagel.json"
+    write_json(bagel, {**json.loads(bagel.read_text()), "run_complete": False})
     target = tmp_path / lost
     shutil.rmtree(target) if target.is_dir() else target.unlink()
     assert run_main(data, tmp_path, *command) == 0
@@ -37,11 +38,13 @@ def test_a_done_class_whose_files_are_gone_is_done_again(data, tmp_path, lost):
     assert len(open_folder(tmp_path / "patch_lib").files) == 6
 
 
-def test_a_second_run_into_the_same_folder_is_refused_while_one_is_at_work(data, tmp_path, capsys):
-    with alone_with(tmp_path / ".running", "taken"):
+def test_a_second_run_into_the_same_folder_is_refused_while_one_is_at_work_on_its_class(
+    data, tmp_path, capsys
+):
+    with alone_with_classes(tmp_path, ["rope"]):
         assert run_main(data, tmp_path, "DINO") == 1
-    assert "another run is writing there; use another" in capsys.readouterr().err
-    assert run_main(data, tmp_path, "DINO", "--class_name", "bagel") == 0
+        assert "another run is at work on rope there; use another" in capsys.readouterr().err
+        assert run_main(data, tmp_path, "DINO", "--class_name", "bagel") == 0
 
 
 def test_features_of_other_groups_are_not_mixed(data, tmp_path, capsys):

@@ -282,6 +282,7 @@ def test_what_a_killed_run_left_half_written_is_swept(tmp_path):
         (tmp_path / name).write_bytes(b"half")
     write_toy_store(tmp_path, 1, "rope")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".index.lock",
         ".saving",
         "bagel_000.npz",
         "index.json",

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.distributed import World, find_world, gather_rows, join, sum_gradients, sum_over_ranks
+from utils.distributed import gather_rows, join, sum_gradients, sum_over_ranks
+from utils.world import World, find_world
 
 LAUNCHERS = (
     "RANK",
@@ -66,7 +67,7 @@ def test_itp_is_understood(environment):
 
 def test_several_processes_without_a_meeting_point_say_how_to_name_one(environment):
     with pytest.raises(ValueError, match="--dist_url"):
-        join(World(0, 2, 0), torch.device("cpu"), "env://")
+        join(World(0, 2, 0), "gloo", "env://")
 
 
 def test_alone_nothing_is_communicated():
@@ -88,7 +89,7 @@ def test_variables_that_are_no_numbers_are_named(environment, variable):
 
 def test_an_address_that_is_none_names_the_flag():
     with pytest.raises(ValueError, match="--dist_url garbage: the 2 processes can't meet there"):
-        join(World(0, 2, 0), torch.device("cpu"), "garbage")
+        join(World(0, 2, 0), "gloo", "garbage")
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed on Linux only")

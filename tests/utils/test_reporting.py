@@ -5,14 +5,13 @@ import pytest
 
 from utils.reporting import (
     append_tables,
+    check_tables,
     check_writable,
     class_summary,
     format_metric,
     markdown_table,
-    open_record,
     problem_lines,
     versions,
-    write_results,
     write_scores,
 )
 
@@ -59,6 +58,21 @@ def test_tables_grow_by_a_row_while_the_classes_stay(tmp_path):
     assert "DINO" not in text
 
 
+def test_the_last_row_is_not_appended_twice(tmp_path):
+    for _ in range(2):
+        append_tables(tmp_path, "DINO", {"bagel": _result()})
+    assert (tmp_path / "aupro_results.md").read_text().count("DINO") == 1
+
+
+def test_a_table_that_is_not_utf8_is_named_before_the_work(tmp_path):
+    check_tables(tmp_path)
+    (tmp_path / "aupro_results.md").write_bytes("é".encode("latin-1"))
+    with pytest.raises(
+        ValueError, match=r"aupro_results\.md: is not UTF-8, so no row can be appended; convert"
+    ):
+        check_tables(tmp_path)
+
+
 def test_other_classes_begin_a_new_table(tmp_path):
     for name in ("bagel", "rope", "bagel"):
         append_tables(tmp_path, "DINO", {name: _result()})
@@ -76,12 +90,6 @@ def test_scores_read_back_equal_and_odd_paths_are_quoted(tmp_path):
     assert (tmp_path / "scores" / "bagel.csv").read_bytes() == (
         b'path,label,score\n"test/a,b/rgb/0.png",1,0.30000000000000004\n'
     )
-
-
-def test_results_refuse_nan(tmp_path):
-    with pytest.raises(ValueError, match="JSON"):
-        write_results(tmp_path, {"au_pro": float("nan")})
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_writable_folder_is_made_and_left_empty(tmp_path):
@@ -103,44 +111,6 @@ def test_unwritable_folder_is_named_with_its_flag_and_the_reason(tmp_path, monke
     with pytest.raises(OSError, match=r"can't write there \(No space left on device\)"):
         check_writable(tmp_path, "--x")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-class TestOpenRecord:
-    @pytest.fixture
-    def earlier(self, tmp_path):
-        """Writes results.json of an earlier run with bagel done."""
-
-        def write(header=HEADER, *, complete=False):
-            done = {"complete": complete, "classes": {"bagel": _result()}, "failed_classes": {"tire": "x"}}
-            write_results(tmp_path, {**header, **done})
-
-        return write
-
-    def _kept(self, folder, header=HEADER, classes=("bagel", "rope")):
-        record = open_record(folder, header, list(classes))
-        assert record["complete"] is False
-        assert record["failed_classes"] == {}
-        assert {key: record[key] for key in header} == header
-        return list(record["classes"])
-
-    def test_cut_run_keeps_its_classes(self, tmp_path, earlier):
-        earlier()
-        assert self._kept(tmp_path) == ["bagel"]
-
-    def test_complete_run_keeps_only_classes_that_do_not_run_now(self, tmp_path, earlier):
-        earlier(complete=True)
-        assert self._kept(tmp_path) == []
-        assert self._kept(tmp_path, classes=["rope"]) == ["bagel"]
-
-    @pytest.mark.parametrize("change", [{"method_name": "Fusion"}, {"settings": {"seed": 1}}, {"new": None}])
-    def test_other_header_starts_anew(self, tmp_path, earlier, change):
-        earlier()
-        assert self._kept(tmp_path, {**HEADER, **change}, ["rope"]) == []
-
-    @pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '{"complete": false}'])
-    def test_foreign_or_damaged_record_starts_anew(self, tmp_path, content):
-        (tmp_path / "results.json").write_text(content)
-        assert self._kept(tmp_path) == []
 
 
 def test_summary_gives_metrics_time_and_what_was_left_out():

@@ -93,7 +93,9 @@ def run_page(results: Path, record: Mapping[str, Any], defaults: Mapping[str, An
 
 def _warnings(record: Mapping[str, Any]) -> list[str]:
     blocks = [warning(MEANINGLESS, first=True)] if record["random_weights"] else []
-    return blocks + [warning(line) for line in problem_lines(dict(record), list(record["classes"]))]
+    return blocks + [
+        warning(line) for line in problem_lines(dict(record), [*record["classes"], *record["failed_classes"]])
+    ]
 
 
 def _results(method_name: str, classes: Classes) -> list[str]:
@@ -253,15 +255,6 @@ def _settings(record: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[st
         folded("All settings", name_value_table({**settings, **quirks})),
         folded("Versions", name_value_table(record["versions"])),
     ]
-
-
-LONG = (
-    "settings",
-    "weights",
-    "versions",
-    "classes",
-    "failed_classes",
-)  # keys of results.json shown elsewhere
 
 
 def _metric(value: float | None) -> str:

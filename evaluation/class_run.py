@@ -1,0 +1,263 @@
+"""One class from its samples to its files in the results folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataset import SampleFiles
+from evaluation.data import ClassFiles
+from evaluation.evaluate import EvaluatedClass, evaluate
+from evaluation.options import ClassOptions, Variant
+from evaluation.saving import CONTACT_SHEET, save_predictions
+from evaluation.study import drawn, shaken_all
+from evaluation.team import Team
+from feature_extractors.detector_file import detector_of, detector_tensors
+from feature_extractors.saved_features import saving
+from m3dm_runner import M3DM
+from models.uff.feature_store import FeatureStoreWriter
+from utils.metrics import METRICS, measure
+from utils.observer import ClassReport
+from utils.preprocess.record import read_record
+from utils.report.figures import write_figures
+from utils.reporting import class_summary, write_scores
+from utils.results import ResultsFolder
+from utils.structures import Modality, Patches, Score
+
+SHOWN_REASONS = 3  # of left-out samples, in an error
+DETECTOR_SUFFIX = ".m3dm"
+MOST_TRAIN_LEFT_OUT, MOST_TEST_LEFT_OUT = 0.5, 0.1  # shares of a class; beyond them its results are doubtful
+Found = Mapping[Modality, Patches]
+
+
+class ClassRun:
+    """A class's run in one process of its team; the team's leader has the results and writes them.
+
+    variant: what is special about this run; store: what --save_feature fills, None without; the model's networks are
+    used as they are, what it was fitted on before is forgotten.
+    """
+
+    def __init__(
+        self,
+        files: ClassFiles,
+        model: M3DM,
+        results: ResultsFolder,
+        options: ClassOptions,
+        *,
+        team: Team | None = None,
+        variant: Variant | None = None,
+        store: FeatureStoreWriter | None = None,
+    ) -> None:
+        self.files, self.model, self.results, self.options = files, model, results, options
+        self.team = team or Team()
+        self.variant = variant or Variant()
+        self.store = store
+        self._drawn: list[str] | None = None  # paths of the few shots
+
+    def run(self) -> None:
+        """Score the class; its files are on disk at the end. If its data is no good it is recorded as failed.
+
+        Raises OSError when the disk is full, MemoryError and ConnectionError.
+        """
+        report = ClassReport(shown=self.team.ranks[0] == 0)
+        self.model.observer = self.team.observer(report)
+        if self.team.leads:
+            self.results.begin(self.files.name)
+        try:
+            evaluated = self._evaluated(report)
+            if self.team.leads:
+                self._write(evaluated, report)
+        except ValueError as error:
+            if self.team.leads:
+                self._record_failure(f"{error}{_reasons(report)}")
+
+    def is_done(self) -> bool:
+        """Whether a cut run has done the class, and what it left on disk is there still."""
+        name, options, folder = self.files.name, self.options, self.results.folder
+        record = self.results.was_cut_after(name, self.data())
+        return (
+            record
+            and (folder / "scores" / f"{name}.csv").is_file()
+            and (not options.save_preds or self._has_pictures())
+            and (options.save_detector is None or detector_path(options.save_detector, name).is_file())
+            and (self.store is None or self.store.has_class(name))
+        )
+
+    def data(self) -> dict[str, Any]:
+        """What the class's record says of its data."""
+        loaded = self.options.load_detector
+        return {
+            "dataset_path": str(self.files.dataset_path),
+            "fingerprint": self.files.fingerprint,
+            "detector": _stamp(detector_path(loaded, self.files.name)) if loaded else None,
+        }
+
+    def _has_pictures(self) -> bool:
+        folder = self.results.folder / "pred_maps" / self.files.name
+        return (folder / CONTACT_SHEET).is_file() or not self.files.test
+
+    def _evaluated(self, report: ClassReport) -> EvaluatedClass | None:
+        """The fitted or loaded model on the test samples, None without any; the report gets metrics and counts."""
+        name, model, options = self.files.name, self.model, self.options
+        if options.load_detector is not None:
+            model.restore(detector_path(options.load_detector, name))
+        else:
+            self._fit()
+        report.counts = getattr(model, "counts_", {})
+        if not self.files.test:
+            report.metrics = dict.fromkeys(metric.key for metric in METRICS)
+            return None
+        scores = self.team.in_order(self.files.test, self._scores, model.observer)
+        if not self.team.leads:
+            next(scores, None)  # there are none; its share is scored on the way
+            return None
+        evaluated = evaluate(model, self.files.test, f"{name} test", scores)
+        with report.stage("metrics"):
+            report.metrics = measure(evaluated.predictions)
+        report.counts = {**model.counts_, **_test_counts(evaluated)}
+        report.doubt = self._doubt(report)
+        return evaluated
+
+    def _fit(self) -> None:
+        """Fit in the leader, on what the team extracts, and give all of the team the detector."""
+        samples, held_out = held_out_apart(self.files.train, self.options.holdout, self.model.settings.seed)
+        samples = drawn(self.variant, samples, self.files.name)[: self.model.settings.sample_limit]
+        self._drawn = [sample.path for sample in samples] if self.variant.shots else None
+        patches = self.team.in_order(samples, self._extracted, self.model.observer)
+        if self.team.leads:
+            patches = shaken_all(self.variant, samples, (self._here(found) for found in patches))
+
+        def fit() -> dict[str, Any]:
+            try:
+                of_samples = saving(self.store, self.files.name, patches) if self.store else patches
+                self.model.fit_patches(of_samples, expected=len(samples))
+            except ValueError:
+                for _ in patches:  # the others wait until theirs are taken
+                    pass
+                raise
+            return detector_tensors(self.model.detector_) if len(self.team.ranks) > 1 else {}
+
+        if not self.team.leads:
+            next(patches, None)  # there are none; its share is extracted on the way
+        tensors = self.team.from_leader(fit)
+        if not self.team.leads:
+            self.model.detector_ = detector_of(tensors, self.model.settings, self.model.device)
+            self.model.calibration_ = None
+        elif self.options.save_detector is not None:
+            self._save_detector(held_out or self.files.validation)
+
+    def _extracted(self, samples: list[SampleFiles]) -> Iterator[Found | None]:
+        for patches in self.model.extract_all(samples, f"{self.files.name} train"):
+            yield patches if self.team.leads or patches is None else _portable(patches)
+
+    def _here(self, patches: Found | None) -> Found | None:
+        device = self.model.device
+        return patches and {name: found.to(device) for name, found in patches.items()}
+
+    def _scores(self, samples: list[SampleFiles]) -> Iterator[Score | None]:
+        title = f"{self.files.name} test"
+        if not self.variant.shake:
+            yield from self.model.predict_all(samples, title)
+            return
+        patches = self.model.extract_all(samples, title)
+        for found in shaken_all(self.variant, samples, patches):
+            yield None if found is None else self.model.detector_.score(found)
+
+    def _save_detector(self, held_out: list[SampleFiles]) -> None:
+        """Save the fitted model, with thresholds where there are good parts to take them from."""
+        name, model, options = self.files.name, self.model, self.options
+        assert options.save_detector is not None
+        if held_out:
+            origin = "held-out training parts" if options.holdout else "validation/good"
+            with model.observer.stage("calibrate"):
+                model.calibrate(held_out, options.threshold_rule, origin)
+            warning = model.calibration_ and model.calibration_.warning()
+        else:
+            warning = "no validation/good and no --holdout: the saved detector has no threshold, only scores"
+        if warning:
+            print(f"warning: {name}: {warning}", file=sys.stderr)
+        model.preprocessing_ = read_record(self.files.dataset_path)[0] or None
+        model.save(detector_path(options.save_detector, name))
+
+    def _doubt(self, report: ClassReport) -> str | None:
+        """Why the results can't be trusted: so many samples were left out; None if they can."""
+        samples = {"train": self.files.train, "test": self.files.test}
+        for split, most in (("train", MOST_TRAIN_LEFT_OUT), ("test", MOST_TEST_LEFT_OUT)):
+            left_out = sum(sample["path"].startswith(f"{split}/") for sample in report.skipped)
+            if left_out > most * len(samples[split]):
+                return (
+                    f"{left_out} of {len(samples[split])} {split} samples were left out; mend or remove them"
+                )
+        return None
+
+    def _write(self, evaluated: EvaluatedClass | None, report: ClassReport) -> None:
+        """Scores and figures, then the record that says that the class is done, then pictures."""
+        name, folder = self.files.name, self.results.folder
+        write_scores(folder, name, evaluated.rows() if evaluated else [])
+        if evaluated:
+            write_figures(folder, name, evaluated.figures())
+        result = {**report.as_dict(), "training_samples": self._drawn, "device": str(self.model.device)}
+        self.results.write(name, self.data(), result)
+        if evaluated and self.options.save_preds:
+            save_predictions(folder / "pred_maps" / name, evaluated)
+        if evaluated:
+            print(class_summary(name, result), flush=True)
+        else:
+            print(f"{name}: no test samples; the detector is fitted and saved, and not evaluated", flush=True)
+
+    def _record_failure(self, reason: str) -> None:
+        self.results.begin(self.files.name)
+        self.results.write(self.files.name, self.data(), failure=reason)
+        print(f"{self.files.name}: failed: {reason}", file=sys.stderr, flush=True)
+
+
+def held_out_apart(
+    samples: list[SampleFiles], share: float, seed: int
+) -> tuple[list[SampleFiles], list[SampleFiles]]:
+    """The training samples without a share of them, drawn by `seed`, and that share."""
+    count = max(1, round(share * len(samples))) if share > 0 else 0
+    chosen = set(np.random.default_rng(seed).permutation(len(samples))[:count].tolist())
+    return (
+        [sample for i, sample in enumerate(samples) if i not in chosen],
+        [sample for i, sample in enumerate(samples) if i in chosen],
+    )
+
+
+def detector_path(folder: Path, class_name: str) -> Path:
+    """Where a class's detector is saved."""
+    return folder / f"{class_name}{DETECTOR_SUFFIX}"
+
+
+def _test_counts(evaluated: EvaluatedClass) -> dict[str, int]:
+    labels = evaluated.predictions.labels
+    counts = {"test": len(evaluated.files), "test_anomalous": int(labels.sum())}
+    unlabelled = len(evaluated.files) - len(labels)
+    return {**counts, **({"test_unlabelled": unlabelled} if unlabelled else {})}
+
+
+def _portable(patches: Found) -> Found:
+    """Patches that can be sent to another process: on the CPU, without the batch that they are a view of."""
+    return {
+        name: dataclasses.replace(found.to("cpu"), rows=found.rows.to("cpu").clone())
+        for name, found in patches.items()
+    }
+
+
+def _stamp(path: Path) -> str | None:
+    """Size and time of a file; None where there is none."""
+    if not path.is_file():
+        return None
+    stat = path.stat()
+    return f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
+
+
+def _reasons(report: ClassReport) -> str:
+    """Why samples were left out, the first few."""
+    reasons = [f"{sample['path']}: {sample['reason']}" for sample in report.skipped]
+    shown = "; ".join(reasons[:SHOWN_REASONS]) + (" ..." if len(reasons) > SHOWN_REASONS else "")
+    return f"; {shown}" if reasons else ""

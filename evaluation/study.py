@@ -1,0 +1,85 @@
+"""What is special about a study's variants: drawn shots, shaken features, and the summary over all of them."""
+
+from __future__ import annotations
+
+import statistics
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from dataset import SampleFiles
+from evaluation.options import Variant
+from utils.metrics import METRICS
+from utils.structures import Modality, Patches
+
+Found = Mapping[Modality, Patches]
+
+
+def drawn(variant: Variant, samples: Sequence[SampleFiles], class_name: str) -> list[SampleFiles]:
+    """The training samples that a variant uses, in order; of one seed fewer shots are among those of more.
+
+    Raises ValueError when there are not so many.
+    """
+    if variant.shots is None:
+        return list(samples)
+    if variant.shots > len(samples):
+        raise ValueError(
+            f"--shots {variant.shots}: {class_name} has {len(samples)} training samples; use fewer shots"
+        )
+    order = np.random.default_rng([variant.shot_seed, _number_of(class_name)]).permutation(len(samples))
+    return [samples[i] for i in sorted(order[: variant.shots].tolist())]
+
+
+def shaken_all(
+    variant: Variant, samples: Sequence[SampleFiles], patches: Iterator[Found | None]
+) -> Iterator[Found | None]:
+    """`shaken` of each sample's patches, in order."""
+    for sample, found in zip(samples, patches, strict=True):
+        yield None if found is None else shaken(variant, found, sample)
+
+
+def shaken(variant: Variant, patches: Found, sample: SampleFiles) -> Found:
+    """A sample's patches, times 1 + noise; zeros stay zeros. The same for the same sample and seed."""
+    if not variant.shake:
+        return patches
+    rng = np.random.default_rng([variant.shake_seed, _number_of(sample.path)])
+    return {name: _noisy(found, variant.shake, rng) for name, found in patches.items()}
+
+
+def _noisy(patches: Patches, share: float, rng: np.random.Generator) -> Patches:
+    noise = torch.from_numpy(rng.standard_normal(patches.rows.shape)).to(patches.rows.device)
+    rows = (patches.rows.double() * (1 + share * noise)).to(patches.rows.dtype)
+    return Patches(rows, patches.row_of_patch, patches.side)
+
+
+def summary(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """One class over the variants, by name: mean and sample standard deviation of every metric.
+
+    A metric that one of them lacks is None; so is the deviation of a single one. What is not a metric is that of
+    the first variant, but for the seconds, which are summed, and doubts, of which the first counts.
+    """
+    each = list(results.values())
+    values = {metric.key: [result[metric.key] for result in each] for metric in METRICS}
+    stages = {stage for result in each for stage in result["seconds"]}
+    return {
+        **each[0],
+        **{key: statistics.fmean(found) if None not in found else None for key, found in values.items()},
+        "seconds": {
+            stage: round(sum(r["seconds"].get(stage, 0) for r in each), 3) for stage in sorted(stages)
+        },
+        "doubt": next((result["doubt"] for result in each if result["doubt"]), None),
+        "deviation": {
+            key: statistics.stdev(found) if None not in found and len(found) > 1 else None
+            for key, found in values.items()
+        },
+        "variants": {
+            name: {metric.key: result[metric.key] for metric in METRICS} for name, result in results.items()
+        },
+    }
+
+
+def _number_of(text: str) -> int:
+    return zlib.crc32(text.encode("utf-8", "surrogateescape"))

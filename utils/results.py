@@ -1,0 +1,173 @@
+"""Results on disk: a class a file, `classes/<class>.json`, and `results.json`, which joins those of equal runs.
+
+A class's file says by which run it was made (the header: equal headers give equal numbers) from which data, so that
+runs of other classes, on other machines too, may share a folder, and nothing stale is taken for new.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.files import alone_with, write_json
+from utils.metrics import METRICS
+from utils.schema import check_fields
+
+RESULTS_NAME = "results.json"
+LARGEST_RECORD = 64 << 20  # bytes of a file that is believed
+RECORD_FIELDS = {
+    "header": dict[str, Any],
+    "data": dict[str, Any],
+    "result": dict[str, Any] | None,
+    "failure": str | None,
+    "run_complete": bool,
+}
+RESULT_FIELDS = {
+    **{metric.key: float | None for metric in METRICS},
+    "seconds": dict[str, float],
+    "memory_mb": dict[str, float | None],
+    "peak_memory_mb": float | None,
+    "counts": dict[str, int],
+    "remarks": list[dict[str, str]],
+    "skipped_samples": list[dict[str, str]],
+    "doubt": str | None,
+    "training_samples": list[str] | None,
+    "device": str,
+}
+
+
+@dataclass(frozen=True)
+class ClassRecord:
+    """What is known of a class: its result, or why it failed.
+
+    data: what identifies the data it was made from; run_complete: whether its run got to its end.
+    """
+
+    header: dict[str, Any]
+    data: dict[str, Any]
+    result: dict[str, Any] | None = None
+    failure: str | None = None
+    run_complete: bool = False
+
+    @classmethod
+    def read(cls, path: Path) -> ClassRecord | None:
+        """None where there is no such file, or it is none of ours: then the class is not done."""
+        try:
+            if path.stat().st_size > LARGEST_RECORD:
+                return None
+            values = json.loads(path.read_text(encoding="utf-8"))
+            check_fields(values, RECORD_FIELDS)
+            if values["result"] is not None:
+                check_fields(values["result"], RESULT_FIELDS)
+            if (values["result"] is None) == (values["failure"] is None):
+                return None
+        except (OSError, ValueError, RecursionError):
+            return None
+        return cls(**values)
+
+
+class ResultsFolder:
+    """The results of one run, which `header` identifies, in a folder that others may share."""
+
+    def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.header: dict[str, Any] = json.loads(json.dumps(header))  # as it is read back
+
+    def record(self, name: str) -> ClassRecord | None:
+        """The class's record, if it was made by such a run."""
+        record = ClassRecord.read(self._path(name))
+        return record if record is not None and record.header == self.header else None
+
+    def was_cut_after(self, name: str, data: Mapping[str, Any]) -> bool:
+        """Whether such a run has done the class, with the same data, and was cut before its own end."""
+        record = self.record(name)
+        return (
+            record is not None
+            and record.result is not None
+            and record.data == data
+            and not record.run_complete
+        )
+
+    def begin(self, name: str) -> None:
+        """Remove what any earlier run has left of a class."""
+        for path in (
+            self._path(name),
+            self.folder / "scores" / f"{name}.csv",
+            self.folder / "report" / f"{name}.json",
+        ):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "pred_maps" / name, ignore_errors=True)
+
+    def write(
+        self,
+        name: str,
+        data: Mapping[str, Any],
+        result: Mapping[str, Any] | None = None,
+        failure: str | None = None,
+        *,
+        run_complete: bool = False,
+    ) -> None:
+        """Record that a class is done, or why it failed; NaN is refused with ValueError."""
+        record = {"header": self.header, "data": data, "result": result, "failure": failure}
+        write_json(self._path(name), {**record, "run_complete": run_complete})
+
+    def complete(self, classes: Sequence[str]) -> None:
+        """Record that the run of these classes got to its end: the same command then does them again."""
+        for name in classes:
+            record = self.record(name)
+            if record is not None:
+                self.write(name, record.data, record.result, record.failure, run_complete=True)
+
+    def joined(self, order: Sequence[str]) -> dict[str, Any]:
+        """The content of results.json: all classes of such runs, in `order`, then by name."""
+        found = {path.stem for path in (self.folder / "classes").glob("*.json")}
+        names = [*(name for name in order if name in found), *sorted(found - set(order))]
+        records = {name: record for name in names if (record := self.record(name)) is not None}
+        results = {name: record.result for name, record in records.items() if record.result is not None}
+        return {
+            **self.header,
+            "dataset_path": _all_of(record.data.get("dataset_path") for record in records.values()),
+            "device": _all_of(result["device"] for result in results.values()),
+            "complete": bool(records) and all(record.run_complete for record in records.values()),
+            "classes": results,
+            "failed_classes": {n: record.failure for n, record in records.items() if record.failure},
+        }
+
+    def join(self, order: Sequence[str]) -> dict[str, Any]:
+        """Write results.json, and return its content."""
+        content = self.joined(order)
+        write_json(self.folder / RESULTS_NAME, content)
+        return content
+
+    def of_other_runs(self) -> list[str]:
+        """Classes in the folder whose results another kind of run has made."""
+        names = sorted(path.stem for path in (self.folder / "classes").glob("*.json"))
+        return [name for name in names if self.record(name) is None]
+
+    def _path(self, name: str) -> Path:
+        return self.folder / "classes" / f"{name}.json"
+
+
+@contextmanager
+def alone_with_classes(folder: Path, classes: Sequence[str]) -> Iterator[None]:
+    """Keep other runs from these classes of a results folder while the block runs.
+
+    Raises OSError when one is at work on them.
+    """
+    locks = folder / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        for name in classes:
+            problem = f"--results_dir {folder}: another run is at work on {name} there; use another folder"
+            held.enter_context(alone_with(locks / name, problem))
+        yield
+
+
+def _all_of(values: Iterable[Any]) -> str:
+    """What all agree on; else all there are."""
+    return ", ".join(dict.fromkeys(str(value) for value in values))
