@@ -33,7 +33,7 @@ def matches(value: Any, hint: Any) -> bool:
 def check_fields(
     values: Any, hints: Mapping[str, Any], optional: frozenset[str] = frozenset(), closed: bool = True
 ) -> None:
-    """Raises ValueError naming the first field that is missing, of another type than its hint or, if closed, unknown."""
+    """Raises ValueError naming the first field that is missing, of another type than its hint, or unknown if closed."""
     if not isinstance(values, dict):
         raise ValueError(f"is a {type(values).__name__}, not an object with named fields")
     for name in (*hints, *values) if closed else hints:
