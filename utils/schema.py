@@ -30,11 +30,13 @@ def matches(value: Any, hint: Any) -> bool:
     return type(value) is (type(None) if hint is None else hint)
 
 
-def check_fields(values: Any, hints: Mapping[str, Any], optional: frozenset[str] = frozenset()) -> None:
-    """Raises ValueError naming the first field that is missing, unknown, or of another type than its hint."""
+def check_fields(
+    values: Any, hints: Mapping[str, Any], optional: frozenset[str] = frozenset(), closed: bool = True
+) -> None:
+    """Raises ValueError naming the first field that is missing, of another type than its hint, or unknown if closed."""
     if not isinstance(values, dict):
         raise ValueError(f"is a {type(values).__name__}, not an object with named fields")
-    for name in (*hints, *values):
+    for name in (*hints, *values) if closed else hints:
         if name not in hints:
             raise ValueError(
                 f"has a field {name!r:.60} that is not known; a newer version may have written it"

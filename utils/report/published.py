@@ -1,9 +1,9 @@
-"""Published figures, as data: published.csv beside this file, a row a figure; nobody types one twice."""
+"""Published figures of MVTec 3D-AD, as data: published.csv beside this file, a row a figure; nobody types one twice."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,8 +17,13 @@ TITLES = {metric.key: metric.title for metric in METRICS}
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: our `--method_name`, what the source calls the method, a key of METRICS, a class or MEAN."""
+    """One figure.
 
+    name: of the row of figures, `paper` (its main row) or `paper/row`; method_name: our `--method_name`, empty
+    where we have no such method; method: what the source calls it; metric: a key of METRICS; class_name: or MEAN.
+    """
+
+    name: str
     method_name: str
     method: str
     modality: str
@@ -35,6 +40,7 @@ def published_figures() -> tuple[Figure, ...]:
         rows = list(csv.DictReader(file))
     return tuple(
         Figure(
+            row["name"],
             row["method_name"],
             row["method"],
             row["modality"],
@@ -50,6 +56,20 @@ def published_figures() -> tuple[Figure, ...]:
 def of_method(method_name: str) -> list[Figure]:
     """Those of one of our methods; [] where none is known."""
     return [figure for figure in published_figures() if figure.method_name == method_name]
+
+
+def names() -> list[str]:
+    """The names of all rows, in the file's order."""
+    return list(dict.fromkeys(figure.name for figure in published_figures()))
+
+
+def counterpart(name: str, method_name: str) -> list[Figure]:
+    """What a method of ours is compared with: the named row, or of a paper the row of the same method.
+
+    A paper without such a row is represented by its main row. name: one of `names()`.
+    """
+    in_paper = [f for f in of_method(method_name) if "/" not in name and f.name.partition("/")[0] == name]
+    return in_paper or [figure for figure in published_figures() if figure.name == name]
 
 
 def value_of(figures: Collection[Figure], metric: str, class_name: str) -> float | None:
@@ -72,13 +92,20 @@ def all_classes() -> list[str]:
     return list(dict.fromkeys(f.class_name for f in published_figures() if f.class_name != MEAN))
 
 
+def label(figures: Sequence[Figure]) -> str:
+    """What one row of figures is called, with its modality."""
+    return f"{figures[0].method}, {figures[0].modality}"
+
+
 def markdown_table() -> str:
-    """All figures as a markdown table, a row a method and a metric; empty where nothing is known."""
+    """All figures as a markdown table, a line a row and a metric; empty where nothing is known."""
     columns = [*all_classes(), MEAN]
-    rows = dict.fromkeys((f.method_name, f.method, f.modality, f.metric) for f in published_figures())
-    lines = [["method", "`--method_name`", "metric", *columns], ["---"] * (len(columns) + 3)]
-    for method_name, method, modality, metric in rows:
-        values = [value_of(of_method(method_name), metric, name) for name in columns]
-        cells = ["" if value is None else f"{value:.3f}" for value in values]
-        lines.append([f"{method}, {modality}", f"`{method_name}`", TITLES[metric], *cells])
+    lines = [["name", "method", "`--method_name`", "metric", *columns], ["---"] * (len(columns) + 4)]
+    for name in names():
+        figures = [figure for figure in published_figures() if figure.name == name]
+        method_name = f"`{figures[0].method_name}`" if figures[0].method_name else ""
+        for metric in dict.fromkeys(figure.metric for figure in figures):
+            values = [value_of(figures, metric, column) for column in columns]
+            cells = ["" if value is None else f"{value:.3f}" for value in values]
+            lines.append([f"`{name}`", label(figures), method_name, TITLES[metric], *cells])
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
