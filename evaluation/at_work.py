@@ -35,7 +35,7 @@ class AtWork:
 
         Raises ValueError when they don't see the same results folder.
         """
-        folder = Path(team.from_leader(lambda: tempfile.mkdtemp(prefix=PREFIX, dir=results)))
+        folder = Path(team.from_leader(lambda: _new_folder(results)))
         if not folder.is_dir():
             raise ValueError(
                 f"--results_dir {results}: process {team.place} does not see what process 0 writes there; "
@@ -91,11 +91,13 @@ class AtWork:
         return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-def sweep_left(results: Path) -> None:
-    """Remove what killed runs have left; those that live hold a lock."""
+def _new_folder(results: Path) -> str:
+    """A folder for a run; those that killed runs have left go. Those of runs that live hold a lock."""
     for folder in results.glob(f"{PREFIX}*"):
-        if not any(_is_locked(path) for path in folder.iterdir()):
+        files = list(folder.iterdir())
+        if files and not any(_is_locked(path) for path in files):
             shutil.rmtree(folder, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=PREFIX, dir=results)
 
 
 def _is_locked(path: Path) -> bool:

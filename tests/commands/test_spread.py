@@ -1,0 +1,133 @@
+"""Several processes share a run of main.py: the files are those of one process, and a lost process is named."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluation.team import Team, shares
+from tests.conftest import write_class
+from tests.tiny_runs import SMALL, VIT_S, all_files, run_main
+from utils.image_files import write_xyz
+
+ROOT = Path(__file__).parents[2]
+TIMES = ("seconds", "memory_mb", "peak_memory_mb")
+
+
+def _start(size: int, data: Path, results: Path, *flags: str) -> list[subprocess.Popen]:
+    """The processes of one run, as a launcher starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folders = ["--dataset_path", str(data), "--results_dir", str(results)]
+    command = [sys.executable, "main.py", *folders, *SMALL, *VIT_S, "--random_weights", *flags]
+    world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+
+
+def _contents(results: Path) -> dict[str, object]:
+    """All files; of those that hold times what they hold besides."""
+    found: dict[str, object] = {}
+    for name in all_files(results):
+        content = (results / name).read_bytes()
+        if name == "report.html":
+            continue
+        found[name] = _without_times(json.loads(content)) if name.endswith(".json") else content
+    return found
+
+
+def _without_times(value):
+    if isinstance(value, dict):
+        return {key: _without_times(item) for key, item in value.items() if key not in TIMES}
+    return value
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Three classes of different sizes; in the last one a training and a test sample can't be used."""
+    root = tmp_path_factory.mktemp("data")
+    for name, train, good, bad in (("bagel", 3, 2, 2), ("rope", 2, 2, 1), ("tire", 5, 3, 8)):
+        write_class(root, name, train=train, good=good, bad=bad)
+    for path in ("train/good/xyz/001.tiff", "test/hole/xyz/001.tiff"):
+        write_xyz(root / "tire" / path, np.zeros((40, 40, 3), np.float32))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("size", "flags"),
+    [
+        (2, ["--method_name", "DINO+Point_MAE", "--save_preds"]),
+        (3, ["--method_name", "DINO+Point_MAE+Fusion", "--use_uff", "--class_name", "tire", "--batch_size", "2"]),
+    ],
+    ids=["two processes, three classes", "three processes, one class"],
+)
+def test_several_processes_write_what_one_writes(data, tmp_path, size, flags):
+    store = ["--save_feature", "--save_feature_path"]
+    method, rest = flags[1], flags[2:]
+    assert run_main(data, tmp_path / "one", method, *rest, *store, str(tmp_path / "features")) == 0
+    processes = _start(size, data, tmp_path / "more", *flags, *store, str(tmp_path / "features"))
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    assert _contents(tmp_path / "one") == _contents(tmp_path / "more")
+    skipped = json.loads((tmp_path / "more/results.json").read_text())["classes"]["tire"]["skipped_samples"]
+    assert [sample["path"] for sample in skipped] == ["train/good/rgb/001.png", "test/hole/rgb/001.png"]
+
+
+def test_a_process_that_dies_ends_the_run_with_its_class_named_and_the_command_goes_on(data, tmp_path):
+    flags = ["--method_name", "Point_MAE", "--num_group", "400"]
+    processes = _start(2, data, tmp_path, *flags)
+    second = _when_at_work(tmp_path, rank=1)
+    processes[1].send_signal(signal.SIGKILL)
+    _, errors = processes[0].communicate(timeout=300)
+    assert processes[0].returncode == 1
+    assert f"process 1 of 2 ended while it worked on {second}; repeat the command to go on" in errors
+    processes[1].communicate()
+    assert run_main(data, tmp_path, *flags[1:]) == 0
+    assert sorted(json.loads((tmp_path / "results.json").read_text())["classes"]) == ["bagel", "rope", "tire"]
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".at_work")] == []
+
+
+def _when_at_work(results: Path, rank: int) -> str:
+    """The class that a process is at work on, as soon as it is."""
+    end = time.monotonic() + 240
+    while time.monotonic() < end:
+        for path in results.glob(f".at_work_*/{rank}"):
+            if path.read_text():
+                return path.read_text()
+        time.sleep(0.01)
+    raise AssertionError("no process is at work")
+
+
+def test_classes_go_to_processes_and_when_they_are_few_processes_to_classes():
+    assert shares(3, 1) == [[(0,)], [(0,)], [(0,)]]
+    assert shares(3, 2) == [[(0,), (1,)], [(0, 1)]]
+    assert shares(2, 5) == [[(0, 2, 4), (1, 3)]]
+    assert shares(1, 3, alone=True) == [[(0,)]]
+    for classes in range(1, 12):
+        for processes in range(1, 6):
+            for teams in shares(classes, processes):
+                assert sorted(rank for team in teams for rank in team) == list(range(processes))
+
+
+def test_alone_a_team_does_everything_in_order():
+    team = Team()
+    assert list(team.in_order([3, 1, 2], iter, observer=None)) == [3, 1, 2]
+    assert team.from_leader(lambda: 5) == 5
