@@ -28,7 +28,12 @@ def _start(size: int, data: Path, results: Path, *flags: str) -> list[subprocess
         port = free.getsockname()[1]
     folders = ["--dataset_path", str(data), "--results_dir", str(results)]
     command = [sys.executable, "main.py", *folders, *SMALL, *VIT_S, "--random_weights", *flags]
-    world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    world = {
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
     return [
         subprocess.Popen(
             command,
@@ -74,7 +79,18 @@ def data(tmp_path_factory) -> Path:
     ("size", "flags"),
     [
         (2, ["--method_name", "DINO+Point_MAE", "--save_preds"]),
-        (3, ["--method_name", "DINO+Point_MAE+Fusion", "--use_uff", "--class_name", "tire", "--batch_size", "2"]),
+        (
+            3,
+            [
+                "--method_name",
+                "DINO+Point_MAE+Fusion",
+                "--use_uff",
+                "--class_name",
+                "tire",
+                "--batch_size",
+                "2",
+            ],
+        ),
     ],
     ids=["two processes, three classes", "three processes, one class"],
 )

@@ -1,0 +1,194 @@
+"""Kept features, seeds, shots and shaken features: what they share, and what they must not change."""
+
+import json
+import os
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+
+from evaluation.options import Variant, variants
+from evaluation.study import drawn, shaken
+from feature_extractors.extractor import Extractor
+from tests.conftest import write_class
+from tests.tiny_runs import all_files, read_record, run_main
+from utils.metrics import METRICS
+from utils.structures import Patches, SampleFiles
+
+CLASS = ["--class_name", "bagel"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_class(root, "bagel", train=4)
+    return root
+
+
+def _no_network(monkeypatch) -> None:
+    monkeypatch.setattr(Extractor, "backbone_patches", lambda *_: pytest.fail("a network is used"))
+
+
+def _scores(results: Path) -> bytes:
+    return (results / "scores" / "bagel.csv").read_bytes()
+
+
+class TestFeatures:
+    @pytest.fixture(scope="class")
+    def kept(self, data, tmp_path_factory) -> Path:
+        folder = tmp_path_factory.mktemp("kept")
+        assert (
+            run_main(data, folder / "results", "DINO+Point_MAE", "--features", str(folder / "features")) == 0
+        )
+        return folder
+
+    @pytest.mark.parametrize("method", ["DINO+Point_MAE", "DINO+Point_MAE+Fusion"])
+    def test_another_method_needs_no_network_and_scores_are_equal(
+        self, data, kept, tmp_path, monkeypatch, method
+    ):
+        assert run_main(data, tmp_path / "anew", method) == 0
+        _no_network(monkeypatch)
+        flags = ["--features", str(kept / "features"), "--batch_size", "3", "--num_workers", "1"]
+        assert run_main(data, tmp_path / "again", method, *flags) == 0
+        assert _scores(tmp_path / "again") == _scores(tmp_path / "anew")
+
+    def test_fpfh_is_kept_as_it_is(self, data, tmp_path, monkeypatch):
+        flags = ["--features", str(tmp_path / "features")]
+        assert run_main(data, tmp_path / "anew", "FPFH", *flags) == 0
+        _no_network(monkeypatch)
+        assert run_main(data, tmp_path / "again", "FPFH", *flags) == 0
+        assert _scores(tmp_path / "again") == _scores(tmp_path / "anew")
+
+    def test_other_settings_and_weights_have_other_folders(self, data, kept, tmp_path):
+        features = ["--features", str(kept / "features")]
+        before = {path.name for path in (kept / "features").iterdir()}
+        assert run_main(data, tmp_path, "DINO+Point_MAE", *features, "--num_group", "9") == 0
+        added = {path.name for path in (kept / "features").iterdir()} - before
+        assert [name.startswith("xyz-Point_MAE-") for name in added] == [True]
+        about = json.loads((kept / "features" / added.pop() / "identity.json").read_text())
+        assert (about["num_group"], about["weights"]) == (9, "random, seed 0")
+
+    @pytest.mark.parametrize("change", ["damaged", "truncated", "of another time", "gone"])
+    def test_what_is_damaged_or_stale_is_extracted_anew(self, data, tmp_path, monkeypatch, change):
+        flags = ["--features", str(tmp_path / "features"), *CLASS]
+        assert run_main(data, tmp_path / "one", "DINO", *flags) == 0
+        (file,) = tmp_path.glob("features/rgb-*/bagel/test/hole/rgb/001.npz")
+        content = file.read_bytes()
+        image = data / "bagel/test/hole/rgb/001.png"
+        if change == "damaged":
+            file.write_bytes(content[:2000] + bytes(8) + content[2008:])
+        elif change == "truncated":
+            file.write_bytes(content[:-100])
+        elif change == "of another time":
+            os.utime(image)
+        else:
+            file.unlink()
+        seen = []
+        extract = Extractor.backbone_patches
+        monkeypatch.setattr(
+            Extractor, "backbone_patches", lambda self, batch: (seen.extend(batch), extract(self, batch))[1]
+        )
+        assert run_main(data, tmp_path / "two", "DINO", *flags) == 0
+        assert len(seen) == 1
+        assert _scores(tmp_path / "two") == _scores(tmp_path / "one")
+        if change != "of another time":
+            assert file.read_bytes() == content
+
+
+class TestSeeds:
+    @pytest.fixture(scope="class")
+    def study(self, data, tmp_path_factory) -> Path:
+        results = tmp_path_factory.mktemp("study")
+        flags = ["--random_states", "0", "5", "--f_coreset", "0.1", "--img_size", "64"]
+        assert run_main(data, results, "DINO", *flags) == 0
+        return results
+
+    def test_each_variant_is_an_ordinary_run(self, data, study, tmp_path):
+        flags = ["--f_coreset", "0.1", "--img_size", "64", "--random_state", "5"]
+        assert run_main(data, tmp_path, "DINO", *flags) == 0
+        assert _scores(study / "random_state_5") == _scores(tmp_path)
+        assert read_record(study / "random_state_5")["settings"] == read_record(tmp_path)["settings"]
+        assert (study / "random_state_0/report.html").is_file()
+
+    def test_mean_and_deviation_of_every_metric_are_in_results_json_and_the_tables(self, study):
+        each = [read_record(study / f"random_state_{seed}")["classes"]["bagel"] for seed in (0, 5)]
+        record = read_record(study)
+        result = record["classes"]["bagel"]
+        for metric in METRICS:
+            values = [one[metric.key] for one in each]
+            assert result[metric.key] == pytest.approx(statistics.fmean(values))
+            assert result["deviation"][metric.key] == pytest.approx(statistics.stdev(values))
+        assert list(result["variants"]) == ["random_state_0", "random_state_5"]
+        rows = (study / "pixel_rocauc_results.md").read_text().splitlines()[-2:]
+        value = f"{result['pixel_rocauc']:.3f}"
+        assert rows[0] == f"| DINO (random weights) (2 variants), mean | {value} | {value} |"
+        assert "deviation" in rows[1]
+
+    def test_features_are_extracted_once_and_do_not_stay(self, data, tmp_path, monkeypatch):
+        count = []
+        extract = Extractor.backbone_patches
+        monkeypatch.setattr(
+            Extractor, "backbone_patches", lambda self, batch: (count.extend(batch), extract(self, batch))[1]
+        )
+        assert run_main(data, tmp_path, "DINO", "--random_states", "0", "1", "2") == 0
+        assert len(count) == 4 + 4
+        assert not (tmp_path / ".features").exists()
+        assert [name for name in all_files(tmp_path) if name.endswith(".npz")] == []
+
+
+class TestShots:
+    def test_the_draw_is_recorded_by_name_and_names_the_row(self, data, tmp_path):
+        assert run_main(data, tmp_path, "DINO", "--shots", "2", "--shot_seeds", "3") == 0
+        record = read_record(tmp_path)
+        samples = record["classes"]["bagel"]["training_samples"]
+        assert len(samples) == record["classes"]["bagel"]["counts"]["train"] == 2
+        assert set(samples) <= {f"train/good/rgb/{i:03d}.png" for i in range(4)}
+        assert record["row"] == "DINO (random weights) (2 shots, seed 3)"
+        assert (record["shots"], record["shot_seed"]) == (2, 3)
+
+    def test_too_many_shots_fail_the_class_by_name(self, data, tmp_path, capsys):
+        assert run_main(data, tmp_path, "DINO", "--shots", "5") == 1
+        assert "--shots 5: bagel has 4 training samples; use fewer shots" in capsys.readouterr().err
+
+    def test_fewer_shots_of_a_seed_are_among_more_and_classes_draw_apart(self):
+        samples = [SampleFiles(Path(), Path(), None, 0, f"train/good/rgb/{i:03d}.png") for i in range(50)]
+        few, more = (drawn(Variant(shots=k, shot_seed=1), samples, "bagel") for k in (4, 9))
+        assert set(map(str, few)) <= set(map(str, more))
+        assert [s.path for s in more] == sorted(s.path for s in more)
+        assert few != drawn(Variant(shots=4, shot_seed=2), samples, "bagel")
+        assert few != drawn(Variant(shots=4, shot_seed=1), samples, "rope")
+
+
+class TestShake:
+    def test_scores_move_by_little_and_the_same_seed_gives_the_same(self, data, tmp_path):
+        flags = ["--shake", "1e-4", "--shake_seeds", "0", "1"]
+        for name in ("a", "b"):
+            assert run_main(data, tmp_path / name, "FPFH", *flags) == 0
+        assert run_main(data, tmp_path / "plain", "FPFH") == 0
+        shaken_scores = [_scores(tmp_path / "a" / f"shake_0.0001_seed_{seed}") for seed in (0, 1)]
+        assert shaken_scores[0] == _scores(tmp_path / "b/shake_0.0001_seed_0")
+        assert len({*shaken_scores, _scores(tmp_path / "plain")}) == 3
+
+    def test_zeros_stay_zeros_and_the_noise_is_relative(self):
+        rows = torch.tensor([[0.0, 1.0, 1e6]]).repeat(4000, 1)
+        sample = SampleFiles(Path(), Path(), None, 0, "test/good/rgb/000.png")
+        patches = {"xyz": Patches(rows, torch.zeros(4, dtype=torch.int64), 2)}
+        found = shaken(Variant(shake=1e-3), patches, sample)["xyz"].rows
+        assert (found[:, 0] == 0).all()
+        for column in (1, 2):
+            noise = found[:, column] / rows[:, column] - 1
+            assert abs(float(noise.mean())) < 1e-4
+            assert float(noise.std()) == pytest.approx(1e-3, rel=0.05)
+
+
+def test_all_combinations_are_variants_and_an_only_one_has_no_name():
+    assert variants(random_state=3) == [Variant(random_state=3)]
+    assert [v.name for v in variants(shots=5, shot_seeds=[0, 1], random_states=[2])] == [
+        "shots_5_seed_0_random_state_2",
+        "shots_5_seed_1_random_state_2",
+    ]
+    assert (
+        len(variants(shots=1, shot_seeds=[0, 1], random_states=[0, 1, 2], shake=1e-6, shake_seeds=[0, 1]))
+        == 12
+    )
