@@ -14,7 +14,7 @@ from evaluation.team import Team
 from utils.files import try_lock
 
 PREFIX = ".at_work_"
-DONE = "-"  # in place of a class
+DONE, STOPPED = "-", "!"  # in place of a class: all is done; ended because of another process
 LOOK_EVERY_S = 0.2
 
 
@@ -63,19 +63,23 @@ class AtWork:
         if not self._team.leads:
             return
         while not all(self._text(rank) == DONE for rank in self._others()):
-            lost = self.lost()
-            if lost:
-                raise ConnectionError(lost)
+            if any(self._is_gone(rank) for rank in self._others()):
+                raise ConnectionError("another process has ended")
             time.sleep(LOOK_EVERY_S)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def lost(self) -> str:
-        """What is to be said of the processes that are gone, and of their classes; "" when all are there."""
+        """What is to be said of the processes that are gone, and of their classes; "" when all are there.
+
+        For a process that ends because of them: the others then don't name it.
+        """
         size = len(self._team.ranks)
         gone = {rank: self._text(rank) for rank in self._others() if self._is_gone(rank)}
+        self.on(STOPPED)
         return "; ".join(
             f"process {rank} of {size} ended{f' while it worked on {name}' if name else ''}"
             for rank, name in gone.items()
+            if name != STOPPED
         )
 
     def _others(self) -> list[int]:
