@@ -38,11 +38,10 @@ class Variant:
 
     @property
     def row_suffix(self) -> str:
-        """What tells its row in the tables from that of a plain run."""
-        told = [f"{self.shots} shots, seed {self.shot_seed}"] if self.shots else []
-        told += [f"shake {self.shake:g}, seed {self.shake_seed}"] if self.shake else []
-        told += [f"random state {self.random_state}"] if "random_state" in self.name else []
-        return f" ({'; '.join(told)})" if told else ""
+        """What tells its row in the tables from that of a plain run; runs that differ in a seed have one name."""
+        told = [f"{self.shots} shots"] if self.shots else []
+        told += [f"shake {self.shake:g}"] if self.shake else []
+        return f" ({', '.join(told)})" if told else ""
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ class TestShots:
         samples = record["classes"]["bagel"]["training_samples"]
         assert len(samples) == record["classes"]["bagel"]["counts"]["train"] == 2
         assert set(samples) <= {f"train/good/rgb/{i:03d}.png" for i in range(4)}
-        assert record["row"] == "DINO (random weights) (2 shots, seed 3)"
+        assert record["row"] == "DINO (random weights) (2 shots)"
         assert (record["shots"], record["shot_seed"]) == (2, 3)
 
     def test_too_many_shots_fail_the_class_by_name(self, data, tmp_path, capsys):
