@@ -10,7 +10,7 @@ from typing import Any
 import main
 
 SMALL = "--img_size 32 --num_group 16 --group_size 8 --f_coreset 0.5 --device cpu --num_workers 0 --unchecked".split()
-LOCKS = (".running", ".saving", ".convert.lock")
+LOCKS = (".running", ".saving", ".convert.lock", ".training", ".judging", ".downloading")
 VIT_S = ["--rgb_backbone_name", "vit_small_patch8_224_dino"]
 
 

@@ -14,3 +14,9 @@ def print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def one_line(text: str) -> str:
+    """`text` in one line of printable characters: file names may hold anything but '/' and NUL."""
+    known = text.encode("utf-8", "backslashreplace").decode("utf-8")  # bytes that were no UTF-8
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in known)

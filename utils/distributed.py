@@ -6,6 +6,8 @@ Every function also works in a single process without a process group, where it 
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,8 @@ import torch.distributed as dist
 # Optimisers import it late. Its functions' default argument would then be the group that is there, so that group
 # and its threads would live on after `leave`, into Python's end, where they now and then abort the process.
 import torch.distributed.nn
+
+FOLLOW_EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,18 @@ def _number(variable: str, default: int = 0) -> int:
     if not text.isdecimal():
         raise ValueError(f"{variable}={text}: the launcher sets this variable to a whole number; unset it")
     return int(text)
+
+
+def end_with_launcher() -> None:
+    """End this process when torch's launcher is gone, which can't end it any more when it has been killed."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+
+
+def _follow(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(FOLLOW_EVERY_S)
+    os._exit(1)
 
 
 def join(world: World, device: torch.device, dist_url: str) -> None:

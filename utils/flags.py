@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
 
 LARGEST_SEED = 2**32 - 1  # of numpy.random.RandomState
 
@@ -54,6 +55,18 @@ def finite_float(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text} is not a finite number")
     return value
+
+
+def not_empty(text: str) -> str:
+    """A text, which a shell makes empty when it replaces a variable that is not set."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; was a variable of the shell not set?")
+    return text
+
+
+def named_path(text: str) -> Path:
+    """A file or a folder; an empty text would be the current folder."""
+    return Path(not_empty(text))
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
