@@ -94,19 +94,24 @@ def write_demo_data(target: str | Path, settings: DemoSettings, num_workers: int
         return False
     partial_target = target.parent / f".{target.name}.partial"
     shutil.rmtree(partial_target, ignore_errors=True)
-    for name in CLASSES:
-        write_json(partial_target / name / "class_ids.json", CLASS_IDS)
-        camera = _camera_parameters(name, settings.image_size)
-        write_json(partial_target / name / "calibration" / "camera_parameters.json", camera)
-    for _ in run_jobs(
-        partial(_write_sample, partial_target, settings), list(_planned(settings)), num_workers
-    ):
-        pass
-    write_text(partial_target / MANIFEST, json.dumps(asdict(settings)))
-    if target.exists():  # and is empty
-        target.rmdir()
-    partial_target.replace(target)
+    try:
+        _write_all(partial_target, settings, num_workers)
+        if target.exists():  # and is empty
+            target.rmdir()
+        partial_target.replace(target)
+    finally:
+        shutil.rmtree(partial_target, ignore_errors=True)
     return True
+
+
+def _write_all(folder: Path, settings: DemoSettings, num_workers: int) -> None:
+    for name in CLASSES:
+        write_json(folder / name / "class_ids.json", CLASS_IDS)
+        camera = _camera_parameters(name, settings.image_size)
+        write_json(folder / name / "calibration" / "camera_parameters.json", camera)
+    for _ in run_jobs(partial(_write_sample, folder, settings), list(_planned(settings)), num_workers):
+        pass
+    write_text(folder / MANIFEST, json.dumps(asdict(settings)))
 
 
 def make_sample(class_name: str, kind: str, image_size: int, rng: np.random.Generator) -> DemoSample:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,24 +26,34 @@ class TrainingLog:
         output_dir.mkdir(parents=True, exist_ok=True)
         self._path = output_dir / LOG_NAME
         _drop_epochs(self._path, first_epoch)
-        self._writer = SummaryWriter(log_dir=str(log_dir))
+        self._log_dir = log_dir
+        threading.excepthook = _leave_to_the_writer
+        with naming(log_dir):
+            self._writer = SummaryWriter(log_dir=str(log_dir))
 
     def write_steps(self, first_step: int, scalars: Sequence[Mapping[str, float]]) -> None:
         """Scalars of successive optimiser steps, the first of which has the number `first_step`."""
-        for step, values in enumerate(scalars, first_step):
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+        with naming(self._log_dir):
+            for step, values in enumerate(scalars, first_step):
+                for name, value in values.items():
+                    self._writer.add_scalar(name, value, step)
 
     def write_epoch(self, record: Mapping[str, float | int | None]) -> None:
         """A line of log.txt and of the screen; scalars at `record["epoch"]` of what is known, not None."""
-        with naming(self._path):
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, allow_nan=False) + "\n")
+        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+        with naming(self._log_dir):
             for name, value in record.items():
                 if value is not None:
                     self._writer.add_scalar(f"epoch/{name}", value, record["epoch"])
             self._writer.flush()
         print(", ".join(f"{name} {_short(value)}" for name, value in record.items()), flush=True)
+
+
+def _leave_to_the_writer(failed: threading.ExceptHookArgs) -> None:
+    """What its thread can't write, TensorBoard's writer raises at its next call; a traceback adds nothing to that."""
+    if not isinstance(failed.exc_value, OSError):
+        threading.__excepthook__(failed)
 
 
 def _drop_epochs(path: Path, first: int) -> None:
