@@ -1,6 +1,7 @@
 # make demo       the whole pipeline on a small made-up data set, from nothing (README, "Two commands")
 # make reproduce  the three stages with the published weights: DATA=datasets/mvtec3d [CLASSES="bagel rope"] [OUT=DIR]
 # make test       the tests, from nothing
+# make attacks    the slow tests: commands killed, disks full (tests/attacks); M3DM_ATTACKS=20 for more of them
 # make check      lint, format, types
 # make bench      the benchmarks
 
@@ -15,7 +16,7 @@ RUN := $(abspath $(DATA)) $(CLASSES)
 STAGE := $(BIN)/python main.py --dataset_path "$(DATA)" $(if $(CLASSES),--class_name $(CLASSES))
 UFF := $(OUT)/uff/checkpoint-4.pth
 
-.PHONY: demo reproduce same_run test check bench clean
+.PHONY: demo reproduce same_run test attacks check bench clean
 
 .venv/requirement.stamp: requirement.txt
 	$(PYTHON) -m venv .venv
@@ -70,6 +71,9 @@ $(OUT)/stage3.done: | $(UFF)
 
 test: .venv/requirement-dev.stamp
 	$(BIN)/python -m pytest
+
+attacks: .venv/requirement-dev.stamp
+	$(BIN)/python -m pytest -m slow
 
 check: .venv/requirement-dev.stamp
 	$(BIN)/ruff check .

@@ -6,13 +6,15 @@ import argparse
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from utils.console import fail
-from utils.flags import HelpFormatter, natural, natural_float, positive, positive_float, seed
-from utils.reporting import check_writable
-from utils.world import World, find_world
+from utils.console import fail, print_anything
+from utils.files import alone_with, check_writable, sweep_leftovers
+from utils.flags import HelpFormatter, natural, natural_float, not_empty, positive, positive_float, seed
+from utils.world import World, end_with_launcher, find_world
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 LR_REFERENCE_BATCH = 256  # samples; --blr is the learning rate of an effective batch of so many
 PROGRAM = "fusion_pretrain.py"
+LOCK_NAME = ".training"
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 FIRST_ERROR_S = 5  # a launcher ends the other processes within this time of the first error
 
@@ -116,14 +119,14 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
 
     add = parser.add_argument_group("output").add_argument
-    add("--output_dir", default="./output_dir", help="folder for checkpoints and log.txt")
+    add("--output_dir", default="./output_dir", type=not_empty, help="folder for checkpoints and log.txt")
     add(
         "--save_every",
         default=1,
         type=positive,
         help="epochs between checkpoints, about 190 MB each; the last epoch always leaves one",
     )
-    add("--log_dir", default="./output_dir", help="folder for TensorBoard's files")
+    add("--log_dir", default="./output_dir", type=not_empty, help="folder for TensorBoard's files")
 
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", help="auto, cpu or cuda; each process takes the GPU of its local rank")
@@ -142,6 +145,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def run() -> int:
     """The command line: exit status 1 after an error and 130 after Ctrl-C, each told in one line."""
+    print_anything()
     args = get_args_parser().parse_args()
     try:
         main(args)
@@ -168,15 +172,34 @@ def main(args: argparse.Namespace) -> None:
     from utils.devices import choose_device
     from utils.distributed import join, leave
 
+    end_with_launcher()
     world = find_world(dist_on_itp=args.dist_on_itp, world_size=args.world_size, local_rank=args.local_rank)
     device = choose_device(args.device)
     if device.type == "cuda" and device.index is None:
         device = choose_device(f"cuda:{world.local_rank}")
     join(world, "nccl" if device.type == "cuda" else "gloo", args.dist_url)
     try:
-        train(args, world, device)
+        with output_alone(args) if world.is_main else nullcontext():
+            train(args, world, device)
     finally:
         leave()
+
+
+@contextmanager
+def output_alone(args: argparse.Namespace) -> Iterator[None]:
+    """Have the folders for the results while the block runs, without what a killed run left half written.
+
+    Raises OSError when they can't be written, or another training is at work there.
+    """
+    output = Path(args.output_dir)
+    check_writable(output, "--output_dir")
+    check_writable(Path(args.log_dir), "--log_dir")
+    problem = (
+        f"--output_dir {output}: another training is writing there; wait for it to end, or use another folder"
+    )
+    with alone_with(output / LOCK_NAME, problem):
+        sweep_leftovers(output, deep=False)
+        yield
 
 
 class TrainingData(NamedTuple):
@@ -194,9 +217,6 @@ def train(args: argparse.Namespace, world: World, device: torch.device) -> None:
     from models.uff.log import TrainingLog
 
     output, log_dir = Path(args.output_dir), Path(args.log_dir)
-    if world.is_main:
-        check_writable(output, "--output_dir")
-        check_writable(log_dir, "--log_dir")
     data = load_data(args, world, device)
     plan = plan_training(args, len(data.loader), world.size)
     state = initial_state(args, data.folder.meta, device)
@@ -205,7 +225,7 @@ def train(args: argparse.Namespace, world: World, device: torch.device) -> None:
         raise ValueError(
             f"epoch {first_epoch} would be next, but there are {plan.epochs}; give more --epochs"
         )
-    log = TrainingLog(output, log_dir) if world.is_main else None
+    log = TrainingLog(output, log_dir, first_epoch) if world.is_main else None
     if log is not None:
         announce(plan, data, device)
         check_room(output, state, sum(is_saved(e, plan, args) for e in range(first_epoch, plan.epochs)))
@@ -215,11 +235,12 @@ def train(args: argparse.Namespace, world: World, device: torch.device) -> None:
             steps, record = run_epoch(epoch, state, data, plan, show_progress=world.is_main)
             if log is None:
                 continue
+            # the log first: a run that was cut in between repeats the epoch, and its line
+            log.write_steps(epoch * plan.steps_per_epoch + 1, [step._asdict() for step in steps])
+            log.write_epoch(record)
             if is_saved(epoch, plan, args):
                 save_checkpoint(output / f"checkpoint-{epoch}.pth", state, epoch, args)
                 checkpoint = output / f"checkpoint-{epoch}.pth"
-            log.write_steps(epoch * plan.steps_per_epoch + 1, [step._asdict() for step in steps])
-            log.write_epoch(record)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(how_to_continue(checkpoint)) from interrupt
     except OSError as error:

@@ -22,20 +22,21 @@ from feature_extractors.settings import LAMBDAS, Settings
 from feature_extractors.weights import WeightsSource, check_files
 from models.backbones import RGB_BACKBONES, XYZ_BACKBONES
 from utils.console import fail, print_anything
+from utils.files import check_writable, sweep_leftovers
 from utils.flags import (
     HelpFormatter,
     finite_float,
-    folder,
+    named_path,
     natural,
     natural_float,
     positive,
     positive_float,
     seed,
 )
-from utils.reporting import check_tables, check_writable
+from utils.reporting import check_tables
 from utils.results import alone_with_classes
 from utils.signals import Terminated, ended_by_sigterm
-from utils.world import find_world
+from utils.world import end_with_launcher, find_world
 
 # Threads that wait must not spin: torch's and the loaders' share the cores. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -71,7 +72,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         choices=list(DATASETS),
         help="whose class names and file layout to expect when --class_name is not given",
     )
-    add("--dataset_path", default="datasets/mvtec3d", type=folder, help="the preprocessed data set")
+    add("--dataset_path", default="datasets/mvtec3d", type=named_path, help="the preprocessed data set")
     add("--class_name", nargs="+", metavar="NAME", help="classes to run (default: those that are there)")
     add(
         "--label_by_folder",
@@ -106,7 +107,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         choices=list(XYZ_BACKBONES),
         help="point network, or FPFH (default: FPFH for the method FPFH, else Point_MAE)",
     )
-    add("--checkpoint_dir", type=folder, default="checkpoints", help="folder of the downloaded weights")
+    add("--checkpoint_dir", type=named_path, default="checkpoints", help="folder of the downloaded weights")
     add("--fusion_module_path", type=Path, help="UFF checkpoint (default: checkpoints/checkpoint-0.pth)")
     add("--random_weights", action="store_true", help="random initialisation, for smoke tests only")
     add("--group_size", type=positive, help="points in a group")
@@ -149,7 +150,7 @@ def _add_study_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("studies (docs/studies.md)").add_argument
     add(
         "--features",
-        type=folder,
+        type=named_path,
         metavar="DIR",
         help="keep what the networks extract there, and take what is there: for other methods, seeds and coresets",
     )
@@ -173,9 +174,19 @@ def _add_study_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("output").add_argument
-    add("--results_dir", type=folder, default="results", help="where tables, scores and pictures go")
-    add("--save_feature_path", type=folder, default="datasets/patch_lib", help="where --save_feature writes")
-    add("--save_detector", type=folder, metavar="DIR", help="also write each class's fitted detector there")
+    add("--results_dir", type=named_path, default="results", help="where tables, scores and pictures go")
+    add(
+        "--save_feature_path",
+        type=named_path,
+        default="datasets/patch_lib",
+        help="where --save_feature writes",
+    )
+    add(
+        "--save_detector",
+        type=named_path,
+        metavar="DIR",
+        help="also write each class's fitted detector there",
+    )
     add(
         "--holdout",
         default=0.0,
@@ -187,7 +198,7 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     add("--threshold_rule", default=MAX, type=threshold_rule, help=f"of the held-out scores: {RULE_HELP}")
     add(
         "--load_detector",
-        type=folder,
+        type=named_path,
         metavar="DIR",
         help="evaluate the detectors saved there, without fitting",
     )
@@ -355,6 +366,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(options: RunOptions, settings: Settings, data: DataOptions) -> int:
     """Check what can be checked before the work, then do the classes; returns the exit status."""
+    end_with_launcher()
     world = find_world()
     classes = _checked(options, settings, data) if world.is_main else []
     names = [files.name for files in classes]
@@ -372,6 +384,7 @@ def _checked(options: RunOptions, settings: Settings, data: DataOptions) -> list
     )
     classes = find_class_files(data)
     check_writable(options.results_dir, "--results_dir")
+    sweep_leftovers(options.results_dir)
     check_tables(options.results_dir)
     each = options.each_class
     for flag, path in (
@@ -381,6 +394,7 @@ def _checked(options: RunOptions, settings: Settings, data: DataOptions) -> list
     ):
         if path is not None:
             check_writable(path, flag)
+            sweep_leftovers(path)
     return classes
 
 

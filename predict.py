@@ -13,16 +13,18 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from utils.flags import HelpFormatter, natural, positive, positive_float
+from utils.console import one_line, print_anything
+from utils.files import alone_with, check_writable, naming, sweep_leftovers
+from utils.flags import HelpFormatter, named_path, natural, positive, positive_float
 from utils.formats.organised import CloudOptions
 from utils.formats.parts import Part, parts_anywhere
 from utils.part_reader import PartReader, recorded_parameters
-from utils.reporting import check_writable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 INTERRUPTED = 130
+LOCK_NAME = ".judging"
+KINDS = {"maps": ".tiff", "overlays": ".png", "clouds": ".ply"}  # what is written of a part, by folder
 COLUMNS = ("part", "score", "calibrated", "threshold", "verdict", "milliseconds", "problem")
 GOOD, ANOMALOUS, NO_VERDICT = "good", "anomalous", "no threshold"
 MAP_PERCENTILES = (0.5, 99.9)  # of a map, for colors, where there is no calibration
@@ -47,13 +51,13 @@ def get_args_parser() -> argparse.ArgumentParser:
         formatter_class=HelpFormatter,
     )
     add = parser.add_argument
-    add("--detector", type=Path, required=True, help="the saved detector, such as detectors/bagel.m3dm")
+    add("--detector", type=named_path, required=True, help="the saved detector, such as detectors/bagel.m3dm")
 
     add = parser.add_argument_group("parts: one pair, a folder, or a folder to watch").add_argument
-    add("--rgb", type=Path, help="the image of one part")
-    add("--xyz", type=Path, help="its organised cloud: tiff, PLY, PCD, npy, or a depth png")
-    add("--input", type=Path, metavar="FOLDER", help="all parts in it, at any depth, paired by name")
-    add("--watch", type=Path, metavar="FOLDER", help="each part as it arrives, until Ctrl-C")
+    add("--rgb", type=named_path, help="the image of one part")
+    add("--xyz", type=named_path, help="its organised cloud: tiff, PLY, PCD, npy, or a depth png")
+    add("--input", type=named_path, metavar="FOLDER", help="all parts in it, at any depth, paired by name")
+    add("--watch", type=named_path, metavar="FOLDER", help="each part as it arrives, until Ctrl-C")
     add(
         "--unit",
         default="auto",
@@ -68,13 +72,18 @@ def get_args_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("output").add_argument
     add(
-        "--output", type=Path, metavar="DIR", help="write report.csv, maps, overlays and colored clouds there"
+        "--output",
+        type=named_path,
+        metavar="DIR",
+        help="write report.csv, maps, overlays and colored clouds there",
     )
     add("--view", action="store_true", help="show each part's colored cloud in a window (needs Open3D)")
 
     add = parser.add_argument_group("weights and machine").add_argument
-    add("--checkpoint_dir", default="checkpoints", type=Path, help="folder of the downloaded weights")
-    add("--fusion_module_path", type=Path, help="UFF checkpoint (default: checkpoints/checkpoint-0.pth)")
+    add("--checkpoint_dir", default="checkpoints", type=named_path, help="folder of the downloaded weights")
+    add(
+        "--fusion_module_path", type=named_path, help="UFF checkpoint (default: checkpoints/checkpoint-0.pth)"
+    )
     add("--random_weights", action="store_true", help="random initialisation, for smoke tests only")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:I; auto takes the GPU if there is one")
     add("--batch_size", default=1, type=positive, help="parts in a forward pass; results do not depend on it")
@@ -87,6 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 when every part was judged, whatever the verdicts; 1 when one was not, or nothing could be; wrong
     flags exit with 2.
     """
+    print_anything()
     parser = get_args_parser()
     args = parser.parse_args(argv)
     if problem := find_contradiction(args):
@@ -116,8 +126,24 @@ def run(args: argparse.Namespace) -> int:
     for folder in (args.input, args.watch):
         if folder is not None and not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder")
-    if args.output is not None:
-        check_writable(args.output, "--output")
+    with output_alone(args.output) if args.output is not None else nullcontext():
+        return judge_with(load_model(args), args)
+
+
+@contextmanager
+def output_alone(folder: Path) -> Iterator[None]:
+    """Have the folder while the block runs, without what a killed run left half written. Raises OSError."""
+    check_writable(folder, "--output")
+    problem = f"--output {folder}: another run is writing there; wait for it to end, or use another folder"
+    with alone_with(folder / LOCK_NAME, problem):
+        sweep_leftovers(folder, deep=False)
+        for kind in KINDS:
+            sweep_leftovers(folder / kind)
+        yield
+
+
+def load_model(args: argparse.Namespace) -> M3DM:
+    """The saved detector with its networks."""
     from m3dm_runner import M3DM
 
     model = M3DM.load(
@@ -133,6 +159,11 @@ def run(args: argparse.Namespace) -> int:
         print(
             "warning: --random_weights: these verdicts mean nothing, only that the code runs", file=sys.stderr
         )
+    return model
+
+
+def judge_with(model: M3DM, args: argparse.Namespace) -> int:
+    """Judge the parts with a model; returns the exit status."""
     reader = make_reader(args, model)
     calibration = model.calibration_
     if calibration is None:
@@ -291,19 +322,25 @@ class Output:
 
     def __post_init__(self) -> None:
         if self.folder is not None:
-            with (self.folder / "report.csv").open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerow(COLUMNS)
+            (self.folder / "report.html").unlink(missing_ok=True)  # of an earlier run, and so of other parts
+            self._write_row(COLUMNS, "w")
 
     def tell(self, part: Part, score: Score | None, milliseconds: float, problem: str) -> None:
         """Add the part to the report, and print its line: what is on the screen is in the report."""
         row = self._row(part, score, milliseconds, problem)
         if self.folder is not None:
-            with (self.folder / "report.csv").open("a", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerow([row[column] for column in COLUMNS])
+            self._write_row([row[column] for column in COLUMNS], "a")
         if score is None:
-            print(f"{part.name}: not judged: {problem}", file=sys.stderr, flush=True)
+            self._remove_files(part)
+            print(one_line(f"{part.name}: not judged: {problem}"), file=sys.stderr, flush=True)
         else:
-            print(f"{part.name}: {self._in_words(score)}, {milliseconds:.0f} ms", flush=True)
+            print(one_line(f"{part.name}: {self._in_words(score)}, {milliseconds:.0f} ms"), flush=True)
+
+    def _write_row(self, row: Iterable[object], mode: str) -> None:
+        assert self.folder is not None
+        path = self.folder / "report.csv"
+        with naming(path), path.open(mode, newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow(row)
 
     def write_files(self, part: Part, score: Score) -> None:
         """The map, the overlay and the colored cloud, all in the geometry of the camera's own image."""
@@ -320,10 +357,10 @@ class Output:
         colors = colored(anomaly_map, limits)
         if self.folder is not None:
             threshold = self.calibration.pixel_threshold if self.calibration else None
-            write_map(self._file(part, "maps", ".tiff"), anomaly_map)
+            write_map(self._file(part, "maps"), anomaly_map)
             picture = overlay(seen.rgb, anomaly_map, limits, threshold)
-            write_png(self._file(part, "overlays", ".png"), picture)
-            write_colored_cloud(self._file(part, "clouds", ".ply"), seen.cloud, colors)
+            write_png(self._file(part, "overlays"), picture)
+            write_colored_cloud(self._file(part, "clouds"), seen.cloud, colors)
             self.parts[part.name] = part
         if self.view:
             show_cloud(part.name, seen.cloud, colors)
@@ -340,7 +377,7 @@ class Output:
         part, threshold = self.parts[name], self.calibration.pixel_threshold if self.calibration else None
         try:
             image = self.reader.view(part).rgb
-            anomaly_map = tifffile.imread(self._file(part, "maps", ".tiff"))
+            anomaly_map = tifffile.imread(self._file(part, "maps"))
         except (OSError, ValueError):
             return None
         return encode_picture(image, None, anomaly_map, MapScale(self._limits(anomaly_map), threshold))
@@ -362,9 +399,16 @@ class Output:
         low, high = np.percentile(anomaly_map, MAP_PERCENTILES)
         return float(low), float(high)
 
-    def _file(self, part: Part, kind: str, suffix: str) -> Path:
+    def _file(self, part: Part, kind: str) -> Path:
         assert self.folder is not None
-        return self.folder / kind / part.folder / f"{part.stem}{suffix}"
+        return self.folder / kind / part.folder / f"{part.stem}{KINDS[kind]}"
+
+    def _remove_files(self, part: Part) -> None:
+        """Those that an earlier run left: of a part that is not judged there is nothing to see."""
+        if self.folder is not None:
+            for kind in KINDS:
+                self._file(part, kind).unlink(missing_ok=True)
+            self.parts.pop(part.name, None)
 
     def _row(self, part: Part, score: Score | None, milliseconds: float, problem: str) -> dict[str, Any]:
         row: dict[str, Any] = dict.fromkeys(COLUMNS, "")

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_type_hints
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from feature_extractors.calibration import Calibration
@@ -68,7 +68,10 @@ def write_detector(path: Path, detector: Detector, header: Header, dtype: RowsDt
     values = asdict(header)
     values["sha256"] = checksum(values, tensors)
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {METADATA_KEY: json.dumps(values, allow_nan=False)})
+        try:
+            save_file(tensors, temporary, {METADATA_KEY: json.dumps(values, allow_nan=False)})
+        except SafetensorError as error:  # a full disk, say
+            raise OSError(str(error)) from error
 
 
 def read_header(path: Path) -> tuple[Header, Settings]:

@@ -10,7 +10,7 @@ from typing import Any
 import main
 
 SMALL = "--img_size 32 --num_group 16 --group_size 8 --f_coreset 0.5 --device cpu --num_workers 0 --unchecked".split()
-LOCKS = (".saving", ".index.lock", ".convert.lock")
+LOCKS = (".saving", ".index.lock", ".convert.lock", ".training", ".judging", ".downloading")
 VIT_S = ["--rgb_backbone_name", "vit_small_patch8_224_dino"]
 
 

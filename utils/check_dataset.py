@@ -32,10 +32,11 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from utils.check.classes import across_classes, class_findings, equal_files, shared_sizes, summary_of
-from utils.check.findings import Finding, Group, grouped, shown
+from utils.check.findings import Finding, Group, grouped
 from utils.check.sample import Job, check_sample
 from utils.check.tree import PUBLIC_CLASSES, SPLITS, class_folders, list_tree
-from utils.flags import positive
+from utils.console import one_line, print_anything
+from utils.flags import named_path, positive
 from utils.plausibility import Unit
 from utils.preprocess.workers import run_jobs
 from utils.progress import tracked
@@ -87,7 +88,9 @@ def check_dataset(
         *equal_files(root, facts),
         *_absent(root, dataset_type, tree.classes),
     ]
-    return Check(root, {shown(name): summary for name, summary in summaries.items()}, grouped(findings, root))
+    return Check(
+        root, {one_line(name): summary for name, summary in summaries.items()}, grouped(findings, root)
+    )
 
 
 def as_text(check: Check) -> str:
@@ -112,7 +115,7 @@ def as_json(check: Check) -> str:
         for group in check.groups
     ]
     value = {
-        "root": shown(str(check.root)),
+        "root": one_line(str(check.root)),
         "classes": check.classes,
         "findings": findings,
         "errors": check.count("error"),
@@ -124,7 +127,7 @@ def as_json(check: Check) -> str:
 
 def _class_lines(name: str, summary: dict[str, Any]) -> list[str]:
     splits = [
-        f"{split} {', '.join(f'{shown(kind)} {count}' for kind, count in kinds.items())}"
+        f"{split} {', '.join(f'{one_line(kind)} {count}' for kind, count in kinds.items())}"
         for split, kinds in summary["samples"].items()
     ]
     lines = [f"{name}: {'; '.join(splits) or 'no samples'}"]
@@ -148,7 +151,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "root", metavar="ROOT", type=Path, help="folder of the data set, with one folder a class"
+        "root", metavar="ROOT", type=named_path, help="folder of the data set, with one folder a class"
     )
     parser.add_argument(
         "--unit",
@@ -200,15 +203,13 @@ def _absent(root: Path, dataset_type: str | None, classes: Iterable[str]) -> lis
 
 def main() -> int:
     """Run the command line; the exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
+    print_anything()
     parser = get_args_parser()
     args = parser.parse_args()
     try:
         wanted = _wanted_classes(args.root, args.dataset_type, args.class_name)
     except ValueError as error:
-        print(f"{parser.prog}: error: {shown(str(error))}", file=sys.stderr)
+        print(f"{parser.prog}: error: {one_line(str(error))}", file=sys.stderr)
         return 2
     try:
         dataset_type = None if args.class_name else args.dataset_type

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -28,5 +29,12 @@ def fail(program: str, message: str, status: int) -> int:
     if report:
         details = {"py_callstack": line, "timestamp": str(int(time.time()))}
         content = {"message": {"message": line, "extraInfo": details}}
-        Path(report).write_text(json.dumps(content), encoding="utf-8")
+        with suppress(OSError):  # the line above has been said already
+            Path(report).write_text(json.dumps(content), encoding="utf-8")
     return status
+
+
+def one_line(text: str) -> str:
+    """`text` in one line of printable characters: file names may hold anything but '/' and NUL."""
+    known = text.encode("utf-8", "backslashreplace").decode("utf-8")  # bytes that were no UTF-8
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in known)

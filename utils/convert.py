@@ -26,8 +26,9 @@ from pathlib import Path, PurePosixPath
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from utils.files import alone_with
-from utils.flags import HelpFormatter, finite_float, positive, positive_float
+from utils.console import print_anything
+from utils.files import alone_with, sweep_leftovers
+from utils.flags import HelpFormatter, finite_float, named_path, positive, positive_float
 from utils.formats.cameras import Camera, CameraError, PinholeCamera, read_camera
 from utils.formats.clouds import CloudOptions
 from utils.formats.conversion import UNIT_NAMES, Conversion, Outcome, convert_part, tell_unit
@@ -50,11 +51,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The script's flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_HelpFormatter)
     part = parser.add_argument_group("one part")
-    part.add_argument("--xyz", type=Path, help="its cloud or depth image")
-    part.add_argument("--rgb", type=Path, help="its image; without it the cloud's colours are taken")
-    part.add_argument("--mask", type=Path, help="its mask, where anything but black is a defect")
+    part.add_argument("--xyz", type=named_path, help="its cloud or depth image")
+    part.add_argument("--rgb", type=named_path, help="its image; without it the cloud's colours are taken")
+    part.add_argument("--mask", type=named_path, help="its mask, where anything but black is a defect")
     folder = parser.add_argument_group("many parts")
-    folder.add_argument("--input", type=Path, help="folder of the sensor's files")
+    folder.add_argument("--input", type=named_path, help="folder of the sensor's files")
     folder.add_argument(
         "--tree", action="store_true", help="it is laid out as MVTec 3D-AD, in other file types"
     )
@@ -64,7 +65,7 @@ def get_args_parser() -> argparse.ArgumentParser:
             f"--{flag}", help=f"names of the {names[kind]}, with {{stem}} for what pairs them"
         )
     target = parser.add_argument_group("target")
-    target.add_argument("--output", type=Path, required=True, help="folder of the data set")
+    target.add_argument("--output", type=named_path, required=True, help="folder of the data set")
     target.add_argument("--class_name", type=_folder_name, help="class folder in it")
     target.add_argument("--split", choices=SPLITS, default="train", help="with --class_name")
     target.add_argument(
@@ -87,7 +88,11 @@ def _add_sensor_flags(group: argparse._ArgumentGroup) -> None:
     add("--width", type=positive, help="pixels a row, of clouds stored as a list of points")
     add("--height", type=positive, help="rows of them")
     add("--depth_scale", type=positive_float, help="metres a unit of a depth image: 0.001 for millimetres")
-    add("--camera", type=Path, help="JSON of the depth camera: fx, fy, cx, cy ..., or MVTec 3D-AD's file")
+    add(
+        "--camera",
+        type=named_path,
+        help="JSON of the depth camera: fx, fy, cx, cy ..., or MVTec 3D-AD's file",
+    )
     for name in INTRINSICS:
         add(f"--{name}", type=finite_float, help="of the depth camera, in pixels, instead of --camera")
     for name in DISTORTION:
@@ -96,6 +101,7 @@ def _add_sensor_flags(group: argparse._ArgumentGroup) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status, 1 when a part or the run failed."""
+    print_anything()
     parser = get_args_parser()
     args = parser.parse_args(argv)
     try:
@@ -129,19 +135,11 @@ def _convert_all(parts: list[Part], args: argparse.Namespace, options: CloudOpti
     args.output.mkdir(parents=True, exist_ok=True)
     busy = f"--output {args.output}: another run is writing there; wait for it to end"
     with alone_with(args.output / LOCK_NAME, busy):
-        _sweep(parts, args.output)
+        for folder in {args.output / part.folder for part in parts}:
+            sweep_leftovers(folder)
         jobs = run_jobs(partial(convert_part, conversion=conversion), parts, args.num_workers)
         with closing(jobs) as outcomes:
             return list(tracked(outcomes, len(parts), "converted", "part", shown=len(parts) > 1))
-
-
-def _sweep(parts: list[Part], output: Path) -> None:
-    """Remove what a killed run left of the files it was writing; the lock says that nobody writes them now."""
-    for folder in {output / part.folder for part in parts}:
-        stems = {part.stem for part in parts if output / part.folder == folder}
-        for path in [*folder.glob("xyz/.*.tiff"), *folder.glob("rgb/.*.png"), *folder.glob("gt/.*.png")]:
-            if path.stem.rpartition(".")[0].removeprefix(".") in stems:
-                path.unlink()
 
 
 def _find(args: argparse.Namespace) -> Found:

@@ -17,6 +17,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,11 +28,12 @@ import numpy as np
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from utils.console import print_anything
 from utils.demo import parts as demo_parts
 from utils.demo import scene as demo_scene
 from utils.demo.scene import Relief, View, look_up
 from utils.files import write_json, write_text
-from utils.flags import HelpFormatter, natural, positive, seed
+from utils.flags import HelpFormatter, named_path, natural, positive, seed
 from utils.image_files import write_png, write_xyz
 from utils.preprocess.workers import run_jobs
 
@@ -92,19 +94,24 @@ def write_demo_data(target: str | Path, settings: DemoSettings, num_workers: int
         return False
     partial_target = target.parent / f".{target.name}.partial"
     shutil.rmtree(partial_target, ignore_errors=True)
-    for name in CLASSES:
-        write_json(partial_target / name / "class_ids.json", CLASS_IDS)
-        camera = _camera_parameters(name, settings.image_size)
-        write_json(partial_target / name / "calibration" / "camera_parameters.json", camera)
-    for _ in run_jobs(
-        partial(_write_sample, partial_target, settings), list(_planned(settings)), num_workers
-    ):
-        pass
-    write_text(partial_target / MANIFEST, json.dumps(asdict(settings)))
-    if target.exists():  # and is empty
-        target.rmdir()
-    partial_target.replace(target)
+    try:
+        _write_all(partial_target, settings, num_workers)
+        if target.exists():  # and is empty
+            target.rmdir()
+        partial_target.replace(target)
+    finally:
+        shutil.rmtree(partial_target, ignore_errors=True)
     return True
+
+
+def _write_all(folder: Path, settings: DemoSettings, num_workers: int) -> None:
+    for name in CLASSES:
+        write_json(folder / name / "class_ids.json", CLASS_IDS)
+        camera = _camera_parameters(name, settings.image_size)
+        write_json(folder / name / "calibration" / "camera_parameters.json", camera)
+    for _ in run_jobs(partial(_write_sample, folder, settings), list(_planned(settings)), num_workers):
+        pass
+    write_text(folder / MANIFEST, json.dumps(asdict(settings)))
 
 
 def make_sample(class_name: str, kind: str, image_size: int, rng: np.random.Generator) -> DemoSample:
@@ -181,7 +188,7 @@ def _camera_parameters(name: str, image_size: int) -> dict[str, str | float]:
 def get_args_parser() -> argparse.ArgumentParser:
     """The script's flags; their defaults are those of DemoSettings."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=HelpFormatter)
-    parser.add_argument("target", help="new folder for the data set")
+    parser.add_argument("target", type=named_path, help="new folder for the data set")
     for name, kind, text in (
         ("seed", seed, "decides poses, textures, defects and noise"),
         ("train", positive, "training samples a class"),
@@ -196,6 +203,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Entry point; returns the exit status."""
+    print_anything()
     parser = get_args_parser()
     arguments = vars(parser.parse_args())
     target, num_workers = arguments.pop("target"), arguments.pop("num_workers")
@@ -207,6 +215,12 @@ def main() -> int:
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenProcessPool:
+        print("error: a worker was killed, perhaps for memory; use fewer --num_workers", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; repeat the command to begin again", file=sys.stderr)
+        return 130
     print(f"{target}: {'written' if written else 'already there, nothing to do'}")
     return 0
 

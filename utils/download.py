@@ -27,9 +27,10 @@ if __package__ in (None, ""):
 
 from models.backbones import RGB_BACKBONES, XYZ_BACKBONES
 from models.downloads import CHECKPOINT_DIR, UFF, Download
+from utils.console import print_anything
 from utils.fetching import NOTHING_KNOWN, Facts, FetchError, check, fetch
-from utils.files import alone_with, write_json
-from utils.reporting import check_writable
+from utils.files import alone_with, check_writable, sweep_leftovers, write_json
+from utils.flags import named_path
 from utils.schema import check_fields
 
 BACKBONES = [row.download for row in RGB_BACKBONES.values()] + [
@@ -52,7 +53,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("names", metavar="NAME", nargs="*", help=f"{', '.join(DOWNLOADS)} (default: {' '.join(DEFAULT)})")
     add(
         "--checkpoint_dir",
-        type=Path,
+        type=named_path,
         default=CHECKPOINT_DIR,
         help="where the files go (default: checkpoints)",
     )
@@ -95,6 +96,7 @@ def addresses(download: Download, mirrors: Iterable[tuple[str, str]]) -> list[st
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status, 1 when a file could not be had."""
+    print_anything()
     parser = get_args_parser()
     args = parser.parse_args(argv)
     unknown = [name for name in args.names if name not in DOWNLOADS]
@@ -133,6 +135,7 @@ def download_all(
     check_writable(folder, "--checkpoint_dir")
     failed = 0
     with alone_with(folder / ".downloading", f"--checkpoint_dir {folder}: another download is at work there"):
+        sweep_leftovers(folder, deep=False)
         for download in downloads:
             try:
                 print(obtain(download, folder, addresses(download, mirrors), unchecked), flush=True)

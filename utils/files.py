@@ -4,32 +4,71 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+TEMPORARY_PREFIX = ".m3dm-tmp-"
+TEMPORARY_NAME = re.compile(
+    rf"{re.escape(TEMPORARY_PREFIX)}[a-z0-9_]{{8}}(\.[^.]*)?"
+)  # as mkstemp makes them
+PROBE_BYTES = 65536
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it replaces `path` when the block ends without error.
 
-    The temporary name keeps the suffix, since image and array writers choose their format by it.
+    The temporary name keeps the suffix, since image and array writers choose their format by it. Raises OSError
+    naming `path` for any in the block.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _temporary_in(path.parent, path.suffix) as temporary:
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private; results are not
+            temporary.replace(path)
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Let an OSError name the file that was to be written, which one about a full disk does not."""
     try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private; results are not
-        temporary.replace(path)
+        yield
     except OSError as error:
-        raise OSError(f"{path}: can't be written ({error}); is the disk full?") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path}: can't be written ({error}); choose a folder with room and access") from error
+
+
+def sweep_leftovers(folder: str | Path, *, deep: bool = True) -> int:
+    """Remove the temporaries that killed runs have left in `folder`, and with `deep` below it; returns how many.
+
+    Only those of this module, by their name, and none that a living process writes: it holds their lock. Without
+    locks, as on Windows, nothing is removed.
+    """
+    removed = 0
+    for parent, folders, names in os.walk(folder):
+        temporaries = [Path(parent, name) for name in names if TEMPORARY_NAME.fullmatch(name)]
+        removed += sum(map(_remove_abandoned, temporaries))
+        if not deep:
+            folders.clear()
+    return removed
+
+
+def check_writable(folder: Path, flag: str) -> None:
+    """Find out now, not after hours, that a folder can't be written to. Raises OSError naming it and its flag."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _temporary_in(folder) as probe, probe.open("wb") as file:
+            file.write(b"\0" * PROBE_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(f"{flag} {folder}: can't write there ({error.strerror}); choose another") from error
 
 
 @contextmanager
@@ -83,6 +122,36 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` to `path` atomically as indented JSON; NaN is refused, use None for what is unknown."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def _temporary_in(folder: Path, suffix: str = "") -> Iterator[Path]:
+    """A new file, locked while the block runs so that nobody takes it for a leftover; removed if it is there then."""
+    while True:
+        number, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=suffix, dir=folder)
+        with os.fdopen(number, "wb") as handle:
+            if not try_lock(handle) or not Path(name).exists():  # swept in the moment before it was locked
+                continue
+            if sys.platform == "win32":  # where an open file can't be renamed
+                handle.close()
+            try:
+                yield Path(name)
+            finally:
+                Path(name).unlink(missing_ok=True)
+            return
+
+
+def _remove_abandoned(path: Path) -> bool:
+    """Remove a temporary unless it is locked, or not there any more; whether it was removed."""
+    try:
+        import fcntl
+
+        with path.open("r+b") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def _umask() -> int:

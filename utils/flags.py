@@ -57,11 +57,16 @@ def finite_float(text: str) -> float:
     return value
 
 
-def folder(text: str) -> Path:
-    """A folder's path; the empty text would be the working directory."""
+def not_empty(text: str) -> str:
+    """A text, which a shell makes empty when it replaces a variable that is not set."""
     if not text.strip():
-        raise argparse.ArgumentTypeError("is empty; name a folder, . for the one you are in")
-    return Path(text)
+        raise argparse.ArgumentTypeError("is empty; was a variable of the shell not set?")
+    return text
+
+
+def named_path(text: str) -> Path:
+    """A file or a folder; an empty text would be the current folder."""
+    return Path(not_empty(text))
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

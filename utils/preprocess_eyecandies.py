@@ -27,7 +27,8 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from utils.class_names import EYECANDIES_CLASSES
-from utils.flags import positive
+from utils.console import print_anything
+from utils.flags import named_path, positive
 from utils.image_files import SampleFileError, encode_png, read_mask, read_rgb
 from utils.preprocess.driver import Converted, Preprocessing, Summary, check_target, exit_status, preprocess
 from utils.preprocess.eyecandies import (
@@ -149,8 +150,18 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The script's flags."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--dataset_path", type=Path, default=Path("datasets/eyecandies"), help="the download (%(default)s)")
-    add("--target_dir", type=Path, default=Path("datasets/eyecandies_preprocessed"), help="(%(default)s)")
+    add(
+        "--dataset_path",
+        type=named_path,
+        default=Path("datasets/eyecandies"),
+        help="the download (%(default)s)",
+    )
+    add(
+        "--target_dir",
+        type=named_path,
+        default=Path("datasets/eyecandies_preprocessed"),
+        help="(%(default)s)",
+    )
     add("--use_val", action="store_true", help="convert val too, to validation/good; main.py doesn't read it")
     add("--num_workers", type=positive, default=os.cpu_count(), help="processes (default: all cores)")
     return parser
@@ -158,6 +169,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Run the command line; the exit status."""
+    print_anything()
     args = get_args_parser().parse_args()
     splits = ("train", "val", "test_public") if args.use_val else ("train", "test_public")
     return exit_status(

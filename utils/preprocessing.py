@@ -25,7 +25,8 @@ import numpy as np
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from utils.flags import positive
+from utils.console import print_anything
+from utils.flags import named_path, positive
 from utils.image_files import (
     SampleFileError,
     encode_png,
@@ -205,8 +206,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("dataset_path", type=Path, help="folder of the data set, with one folder a class")
-    add("--output_dir", type=Path, help="write there instead of in place; other files are copied")
+    add("dataset_path", type=named_path, help="folder of the data set, with one folder a class")
+    add("--output_dir", type=named_path, help="write there instead of in place; other files are copied")
     add("--num_workers", type=positive, default=os.cpu_count(), help="processes (default: all cores)")
     add(
         "--unit",
@@ -244,6 +245,7 @@ def suggest(root: Path, unit: Unit | None) -> None:
 
 def main() -> int:
     """Run the command line; the exit status."""
+    print_anything()
     args = get_args_parser().parse_args()
     if not args.suggest:
         return exit_status(partial(_preprocess, args))

@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.metadata
 import io
-import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,18 +31,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def check_writable(folder: Path, flag: str) -> None:
-    """Find out now, not after hours, that a folder can't be written to. Raises OSError naming it and its flag."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".write_test") as probe:
-            probe.write(b"\0" * 65536)
-            probe.flush()
-            os.fsync(probe.fileno())
-    except OSError as error:
-        raise OSError(f"{flag} {folder}: can't write there ({error.strerror}); choose another") from error
 
 
 def markdown_table(row_name: str, values: dict[str, float | None]) -> str:

@@ -23,8 +23,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.check.findings import shown
-from utils.console import print_anything
+from utils.console import one_line, print_anything
 from utils.files import write_text
 from utils.flags import HelpFormatter
 from utils.metrics import METRICS
@@ -102,13 +101,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         named = named_apart(rows)
         text = FORMATS[args.format](named, metrics, list(dict.fromkeys(args.against)))
         for line in [*remarks(named), *apart_lines(rows)]:
-            print(shown(f"{parser.prog}: {line}"), file=sys.stderr)
+            print(one_line(f"{parser.prog}: {line}"), file=sys.stderr)
         if args.output:
             write_text(args.output, text)
         else:
             print(text, end="")
     except (ResultsError, OSError) as error:
-        print(shown(f"{parser.prog}: error: {error}"), file=sys.stderr)
+        print(one_line(f"{parser.prog}: error: {error}"), file=sys.stderr)
         return 1
     return 0
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from dataclasses import dataclass
+
+FOLLOW_EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -47,3 +51,15 @@ def _number(variable: str, default: int = 0) -> int:
     if not text.isdecimal():
         raise ValueError(f"{variable}={text}: the launcher sets this variable to a whole number; unset it")
     return int(text)
+
+
+def end_with_launcher() -> None:
+    """End this process when torch's launcher is gone, which can't end it any more when it has been killed."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+
+
+def _follow(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(FOLLOW_EVERY_S)
+    os._exit(1)

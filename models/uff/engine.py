@@ -170,8 +170,6 @@ def save_checkpoint(path: Path, state: TrainingState, epoch: int, args: object) 
         or torch.amp.GradScaler("cpu").state_dict(),  # the release wants one
         "args": args,
     }
-    for left_by_a_cut_run in path.parent.glob(".checkpoint-*.pth"):
-        left_by_a_cut_run.unlink()
     buffer = io.BytesIO()  # torch's own file writer fails with a RuntimeError that hides the reason
     torch.save(content, buffer)
     with atomic_path(path) as temporary:

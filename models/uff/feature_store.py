@@ -22,7 +22,7 @@ import torch
 
 from models.checkpoints import ArrayHeader, CheckpointError, decoded, read_numpy_headers
 from models.uff.pairing import Pairing, paired_rgb
-from utils.files import after_others, alone_with, atomic_path, write_json
+from utils.files import after_others, alone_with, atomic_path, sweep_leftovers, write_json
 from utils.structures import Modality, Patches
 
 FeatureDtype = Literal["float16", "float32"]
@@ -111,8 +111,7 @@ class FeatureStoreWriter:
                 raise ValueError(f"{folder}: holds the release's .pt features; {OTHER_FOLDER}")
             else:
                 writer._write_manifest({})
-            for left_by_a_killed_run in [*folder.glob(".*.npz"), *folder.glob(".index.*.json")]:
-                left_by_a_killed_run.unlink()
+            sweep_leftovers(folder, deep=False)
             yield writer
 
     def save(self, class_name: str, i: int, patches: Mapping[Modality, Patches]) -> Path:

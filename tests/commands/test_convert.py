@@ -18,6 +18,7 @@ from tests.conftest import write_class
 from tests.sensor_files import CAMERA, made_up_cloud, made_up_image, write_pcd, write_ply
 from tests.tiny_runs import all_files
 from utils import convert
+from utils.files import TEMPORARY_PREFIX
 from utils.formats.images import ORIENTATION
 from utils.image_files import read_mask, read_rgb, read_xyz, write_png
 
@@ -310,7 +311,7 @@ def test_repeating_the_command_after_a_kill_completes_and_sweeps(sensor: Path, c
     folder = sensor.parent / "own/bracket/train/good"
     whole = {name: (folder / name).read_bytes() for name in all_files(folder)}
     (folder / "xyz/001.tiff").unlink()
-    (folder / "xyz/.001.abcd1234.tiff").write_bytes(b"half")
+    (folder / f"xyz/{TEMPORARY_PREFIX}abcd1234.tiff").write_bytes(b"half")
     (folder / "rgb/.theirs.png").write_bytes(b"kept")
     capsys.readouterr()
     assert run_folder(sensor) == 0

@@ -15,6 +15,7 @@ from models.checkpoints import CheckpointError
 from models.uff.block import load_fusion_block
 from models.uff.pairing import paired_rgb
 from tests.synthetic_features import write_toy_store
+from utils.files import TEMPORARY_PREFIX
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = (
@@ -291,9 +292,9 @@ def test_features_without_pairs_are_an_error(tmp_path):
 
 
 def test_what_a_cut_run_left_is_swept_and_the_scaler_is_one_that_the_release_takes(features, tmp_path):
-    (tmp_path / ".checkpoint-0.abcd.pth").write_bytes(b"half")
+    (tmp_path / f"{TEMPORARY_PREFIX}abcd1234.pth").write_bytes(b"half")
     _train(features, tmp_path, "--epochs 1")
-    assert not list(tmp_path.glob(".checkpoint-*"))
+    assert not list(tmp_path.glob(f"{TEMPORARY_PREFIX}*"))
     torch.amp.GradScaler("cpu").load_state_dict(_checkpoint(tmp_path, 0)["scaler"])
 
 

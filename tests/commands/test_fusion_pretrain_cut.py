@@ -1,6 +1,7 @@
 """fusion_pretrain.py cut short: full disks, Ctrl-C, kills, and errors under a launcher."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import torch
 
 import fusion_pretrain
 from tests.synthetic_features import write_toy_store
+from utils.files import alone_with
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 60
@@ -69,7 +71,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(features, tmp_pa
     assert line.endswith(f"repeat the command with --resume {tmp_path}/checkpoint-0.pth to continue")
     assert [path.name for path in tmp_path.glob("*.pth")] == ["checkpoint-0.pth"]
     assert torch.load(tmp_path / "checkpoint-0.pth", weights_only=False)["epoch"] == 0
-    assert not list(tmp_path.glob(".*"))
+    assert [path.name for path in tmp_path.glob(".*")] == [fusion_pretrain.LOCK_NAME]
 
 
 def test_a_disk_without_room_for_a_checkpoint_is_found_before_the_training(features, tmp_path, monkeypatch):
@@ -137,3 +139,48 @@ def test_an_error_is_the_last_thing_that_a_launcher_says(tmp_path, launcher):
     assert lines[-1].strip().startswith(f"traceback : fusion_pretrain.py: error: {path}: ")
     own = [line for line in lines if line.startswith("fusion_pretrain.py: error: ")]
     assert len(own) == 1
+
+
+def _epochs(folder):
+    return [
+        json.loads(line)["epoch"] for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines()
+    ]
+
+
+def test_a_run_cut_between_log_and_checkpoint_has_each_epoch_once_in_the_log(features, tmp_path):
+    _train(features, tmp_path, "--epochs 3")
+    with (tmp_path / "log.txt").open("a", encoding="utf-8") as file:
+        file.write('{"epoch": 3, "tra')  # killed in the middle of a line
+    (tmp_path / "checkpoint-2.pth").unlink()
+    _train(features, tmp_path, f"--epochs 4 --resume {tmp_path / 'checkpoint-1.pth'}")
+    assert _epochs(tmp_path) == [0, 1, 2, 3]
+    _train(features, tmp_path, "--epochs 1")
+    assert _epochs(tmp_path) == [0]
+
+
+def test_lines_of_others_stay_in_the_log(features, tmp_path):
+    (tmp_path / "log.txt").write_text("mine\n[1]\n{}\n", encoding="utf-8")
+    _train(features, tmp_path, "--epochs 1")
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8").startswith('mine\n[1]\n{}\n{"epoch": 0')
+
+
+def test_a_second_training_into_the_same_folder_is_refused_while_one_is_at_work(features, tmp_path):
+    with (
+        alone_with(tmp_path / fusion_pretrain.LOCK_NAME, "taken"),
+        pytest.raises(OSError, match=r"--output_dir .*: another training is writing there"),
+    ):
+        _train(features, tmp_path)
+    assert not list(tmp_path.glob("*.pth"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills")
+def test_training_processes_end_with_a_launcher_that_was_killed(features, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "fusion_pretrain.py"]
+    process = _start([*launcher, *_flags(features, tmp_path, "--epochs 100000 --save_every 10")])
+    end = time.monotonic() + WAIT_S
+    while not list(tmp_path.glob("*.pth")) and time.monotonic() < end:
+        time.sleep(0.05)
+    process.kill()
+    process.communicate(timeout=WAIT_S)  # the pipes close when the last of the processes has ended
+    with alone_with(tmp_path / fusion_pretrain.LOCK_NAME, "still held"):
+        pass

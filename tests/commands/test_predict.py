@@ -239,7 +239,7 @@ def test_watch_judges_what_arrives_and_waits_for_files_that_grow(work, tmp_path)
         process.kill()
         process.stdout.close()
     assert set(_report(out)) == {"first", "second"}
-    assert not list(out.rglob(".*"))
+    assert [path.name for path in out.rglob(".*")] == [predict.LOCK_NAME]
 
 
 class TestRules:

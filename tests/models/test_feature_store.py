@@ -19,6 +19,7 @@ from models.uff.feature_store import (
 from models.uff.pairing import paired_rgb
 from tests.mutants import mutants
 from tests.synthetic_features import META, toy_patches, write_toy_store
+from utils.files import TEMPORARY_PREFIX
 from utils.structures import Patches
 
 RELEASED_BYTES = 3136 * 1920 * 4
@@ -278,8 +279,8 @@ def test_a_class_that_is_saved_anew_is_withdrawn_until_it_is_complete(tmp_path):
 
 def test_what_a_killed_run_left_half_written_is_swept(tmp_path):
     write_toy_store(tmp_path, 1)
-    for name in (".bagel_000.abcd.npz", ".index.abcd.json"):
-        (tmp_path / name).write_bytes(b"half")
+    for suffix in (".npz", ".json"):
+        (tmp_path / f"{TEMPORARY_PREFIX}abcd1234{suffix}").write_bytes(b"half")
     write_toy_store(tmp_path, 1, "rope")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         ".index.lock",

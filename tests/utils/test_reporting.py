@@ -1,12 +1,10 @@
 import json
-import os
 
 import pytest
 
 from utils.reporting import (
     append_tables,
     check_tables,
-    check_writable,
     class_summary,
     format_metric,
     markdown_table,
@@ -90,27 +88,6 @@ def test_scores_read_back_equal_and_odd_paths_are_quoted(tmp_path):
     assert (tmp_path / "scores" / "bagel.csv").read_bytes() == (
         b'path,label,score\n"test/a,b/rgb/0.png",1,0.30000000000000004\n'
     )
-
-
-def test_writable_folder_is_made_and_left_empty(tmp_path):
-    check_writable(tmp_path / "a" / "b", "--results_dir")
-    assert list((tmp_path / "a" / "b").iterdir()) == []
-
-
-def test_unwritable_folder_is_named_with_its_flag_and_the_reason(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"--x .*file: can't write there \(File exists\)"):
-        check_writable(tmp_path / "file", "--x")
-    with pytest.raises(OSError, match=r"--x .*sub: can't write there \(Not a directory\)"):
-        check_writable(tmp_path / "file" / "sub", "--x")
-
-    def full(_):
-        raise OSError(28, os.strerror(28))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"can't write there \(No space left on device\)"):
-        check_writable(tmp_path, "--x")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_summary_gives_metrics_time_and_what_was_left_out():

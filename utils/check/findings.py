@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from utils.console import one_line
+
 Level = Literal["error", "remark"]
 EXAMPLES = 3  # files named in a line that stands for many
 
@@ -81,16 +83,10 @@ def grouped(findings: Iterable[Finding], root: Path) -> list[Group]:
     groups = [
         Group(
             code,
-            shown(members[0].problem),
-            remedy.replace("ROOT", shown(shlex.quote(str(root)))),
-            tuple(shown(member.file) for member in members),
+            one_line(members[0].problem),
+            remedy.replace("ROOT", one_line(shlex.quote(str(root)))),
+            tuple(one_line(member.file) for member in members),
         )
         for (code, _, remedy), members in alike.items()
     ]
     return sorted(groups, key=lambda group: (_RANK[group.code], -len(group.files), group.files))
-
-
-def shown(text: str) -> str:
-    """`text` in one line of printable characters: file names may hold anything but '/' and NUL."""
-    known = text.encode("utf-8", "backslashreplace").decode("utf-8")  # bytes that were no UTF-8
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in known)

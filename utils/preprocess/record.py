@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from utils.files import try_lock
+from utils.files import naming, try_lock
 
 RECORD_NAME = ".preprocessed.jsonl"
 PART_SUFFIX = ".part"
@@ -42,7 +42,7 @@ def read_record(root: Path) -> tuple[Header, dict[str, Entry]]:
 
 def write_part(path: Path, content: bytes) -> None:
     """Write `content` safely to disk beside `path`, where `SampleRecord.commit` expects it; folders are made."""
-    with _naming(path):
+    with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _part(path).open("wb") as handle:
             handle.write(content)
@@ -52,7 +52,7 @@ def write_part(path: Path, content: bytes) -> None:
 
 def copy_file(source: Path, target: Path) -> None:
     """Copy to `target`, which is there complete or not at all; folders are made."""
-    with _naming(target):
+    with naming(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, _part(target))
         _part(target).replace(target)
@@ -95,7 +95,7 @@ class SampleRecord:
                 part.unlink()
 
     def _append(self, line: dict[str, Any]) -> None:
-        with _naming(self._root / RECORD_NAME):
+        with naming(self._root / RECORD_NAME):
             self._handle.write(json.dumps(line, allow_nan=False).encode() + b"\n")
             self._handle.flush()
             os.fsync(self._handle.fileno())
@@ -125,7 +125,7 @@ def open_record(root: Path, parameters: Header) -> Iterator[SampleRecord]:
     Raises RecordError when samples were done with other parameters, when files were changed since, when the
     record is damaged, and when another run is at work; OSError when `root` can't be written.
     """
-    with _naming(root):
+    with naming(root):
         root.mkdir(parents=True, exist_ok=True)
         handle = (root / RECORD_NAME).open("a+b")
     with handle:
@@ -201,12 +201,3 @@ def _check_parameters(root: Path, header: Header, parameters: Header) -> None:
             f"{root} was preprocessed with {asked} and does not hold the original points any more: use the "
             f"same value, or unpack the data set anew, delete {root / RECORD_NAME}, and run again"
         )
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Let an OSError name the file that was to be written, which one about a full disk does not."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(f"{path}: can't be written ({error}); choose a folder with room and access") from error

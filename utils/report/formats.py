@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
-from utils.check.findings import shown
+from utils.console import one_line
 from utils.metrics import Metric
 from utils.report.joined import (
     Cell,
@@ -51,14 +51,14 @@ def as_markdown(runs: Sequence[Run], metrics: Iterable[Metric], against: Sequenc
     tables = [make_table(runs, metric, columns, against) for metric in metrics]
     parts = [_markdown_table(table) for table in tables]
     notes = dict.fromkeys([*(mark for table in tables for mark in _marks(table)), *_sources(runs, against)])
-    return "\n".join([*parts, "".join(f"* {shown(note)}\n" for note in notes)])
+    return "\n".join([*parts, "".join(f"* {one_line(note)}\n" for note in notes)])
 
 
 def as_latex(runs: Sequence[Run], metrics: Iterable[Metric], against: Sequence[str]) -> str:
     """A floating table a metric; the best of each column is bold, ties too. Sources are comments."""
     columns = columns_of(runs)
     tables = [make_table(runs, metric, columns, against) for metric in metrics]
-    comments = ["needs \\usepackage{booktabs,graphicx}", *map(shown, _sources(runs, against))]
+    comments = ["needs \\usepackage{booktabs,graphicx}", *map(one_line, _sources(runs, against))]
     return "\n".join([*(f"% {comment}" for comment in comments), "", *map(_latex_table, tables)])
 
 
@@ -89,7 +89,7 @@ def cell_text(cell: Cell) -> str:
 
 def latex_escaped(text: str) -> str:
     """Text that LaTeX prints as it is."""
-    return "".join(LATEX_SPECIALS.get(character, character) for character in shown(text))
+    return "".join(LATEX_SPECIALS.get(character, character) for character in one_line(text))
 
 
 def _texts(line: Line) -> list[str]:
@@ -105,7 +105,7 @@ def _header(table: Table) -> list[str]:
 def _markdown_table(table: Table) -> str:
     header = _header(table)
     lines = [header, ["---"] * len(header), *([line.name, *_texts(line)] for line in table.lines)]
-    rows = ("| " + " | ".join(shown(text).replace("|", "\\|") for text in line) + " |\n" for line in lines)
+    rows = ("| " + " | ".join(one_line(text).replace("|", "\\|") for text in line) + " |\n" for line in lines)
     return f"## {table.metric.title}\n\n{''.join(rows)}"
 
 
@@ -169,8 +169,8 @@ def _csv_row(
     ours = mean_value(run, metric, columns) if column is None else class_value(run, metric, column)
     concerned = columns if column is None else [column]
     return {
-        "method": shown(run.name),
-        "class": MEAN if column is None else shown(column),
+        "method": one_line(run.name),
+        "class": MEAN if column is None else one_line(column),
         "metric": metric,
         "value": "" if ours.value is None else repr(ours.value),
         "deviation": "" if ours.deviation is None else repr(ours.deviation),
