@@ -168,6 +168,12 @@ def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", help="auto, cpu, cuda or cuda:I; auto takes the GPU if there is one")
     add(
+        "--point_ops",
+        default="cpu",
+        choices=["cpu", "cuda"],
+        help="who groups points: the loader's processes, or pointnet2_ops and knn_cuda on the GPU (docs/point_ops.md)",
+    )
+    add(
         "--num_workers",
         default=min(MOST_WORKERS, (os.cpu_count() or 2) // 2),
         type=natural,
@@ -286,6 +292,7 @@ def _run_classes(args: argparse.Namespace, settings: Settings, samples: Samples)
         fusion_module_path=args.fusion_module_path,
         random_weights=args.random_weights,
         device=args.device,
+        point_ops=args.point_ops,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
     )
@@ -472,6 +479,7 @@ def _header(args: argparse.Namespace, model: M3DM) -> dict[str, Any]:
         "attention": attention(),
         "dataset_path": str(args.dataset_path),
         "device": str(model.device),
+        "point_ops": model.point_ops,
         "save_preds": args.save_preds,
         "save_feature_path": str(args.save_feature_path) if args.save_feature else None,
         "label_by_folder": args.label_by_folder,

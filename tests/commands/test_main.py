@@ -46,6 +46,7 @@ RELEASED_DEFAULTS = {
 OWN_DEFAULTS = {
     "class_name": None,
     "device": "auto",
+    "point_ops": "cpu",
     "checkpoint_dir": Path("checkpoints"),
     "random_weights": False,
     "seed": 0,
