@@ -1,6 +1,6 @@
 """How the parts grow with their input: CPU time at some sizes, and the slope of its logarithm (docs/scale.md).
 
-python benchmarks/scale.py                           # all parts, about five minutes
+python benchmarks/scale.py                           # all parts, five minutes on an idle machine
 python benchmarks/scale.py coreset search            # those whose names hold one of the words
 
 One thread, and the time of the processor, not of the clock: other work on the machine counts little. An exponent of 1
