@@ -45,6 +45,7 @@ from feature_extractors.networks import load_networks
 from feature_extractors.pipeline import Pipeline, check_features
 from feature_extractors.settings import Settings
 from feature_extractors.weights import WeightsSource
+from models.backbones import PointOps
 from utils.devices import choose_device
 from utils.observer import Observer
 from utils.reporting import versions
@@ -64,9 +65,10 @@ class M3DM:
 
     checkpoint_dir: folder of the downloaded weights; fusion_module_path: the UFF checkpoint (default: the release's
     checkpoints/checkpoint-0.pth); random_weights: none of them, for smoke tests only. device: auto, cpu, cuda or
-    cuda:I. batch_size, num_workers: samples a forward pass and loader processes; no result depends on them. features:
-    folder that keeps what the backbones extract of a data set's samples, for the next time. observer: is told of
-    stages, progress and odd samples.
+    cuda:I. point_ops: who makes the groups of points, the loader's processes (cpu) or the GPU (cuda); the same but for
+    ties (docs/point_ops.md). batch_size, num_workers: samples a forward pass and loader processes; no result depends on
+    them. features: folder that keeps what the backbones extract of a data set's samples, for the next time. observer:
+    is told of stages, progress and odd samples.
 
     After `fit` or `load`, attributes ending in _ are there: detector_ (banks and decision), counts_ (training
     samples, rows of each bank), calibration_ (thresholds; None before `calibrate`), preprocessing_ (how the data that
@@ -82,6 +84,7 @@ class M3DM:
         fusion_module_path: str | Path | None = None,
         random_weights: bool = False,
         device: str = "auto",
+        point_ops: PointOps = "cpu",
         batch_size: int = 1,
         num_workers: int = 0,
         features: str | Path | None = None,
@@ -89,12 +92,13 @@ class M3DM:
     ) -> None:
         self.settings = settings or Settings()
         self.device = choose_device(device)
+        self.point_ops = point_ops
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.observer = observer or Observer()
         fusion_path = None if fusion_module_path is None else Path(fusion_module_path)
         weights = WeightsSource(Path(checkpoint_dir), fusion_path, random_weights)
-        networks = load_networks(self.settings, weights, self.device)
+        networks = load_networks(self.settings, weights, self.device, point_ops)
         self.weights = networks.origins
         self._extractor = Extractor(self.settings, networks, self.device)
         self._load = partial(load_part, image_size=self.settings.img_size)
@@ -102,7 +106,11 @@ class M3DM:
 
     def keep_features(self, folder: str | Path | None) -> None:
         """From now on take features from `folder`, and keep there those that it lacks; None: no longer."""
-        self._cache = None if folder is None else FeatureCache(Path(folder), self.settings, self.weights)
+        self._cache = (
+            None
+            if folder is None
+            else FeatureCache(Path(folder), self.settings, self.weights, self.point_ops)
+        )
 
     @property
     def draws_features(self) -> bool:

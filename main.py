@@ -208,6 +208,12 @@ def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", help="auto, cpu, cuda or cuda:I; auto takes the GPU if there is one")
     add(
+        "--point_ops",
+        default="cpu",
+        choices=["cpu", "cuda"],
+        help="who groups points: the loader's processes, or pointnet2_ops and knn_cuda on the GPU (docs/point_ops.md)",
+    )
+    add(
         "--num_workers",
         default=min(MOST_WORKERS, (os.cpu_count() or 2) // 2),
         type=natural,

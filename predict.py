@@ -86,6 +86,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     add("--random_weights", action="store_true", help="random initialisation, for smoke tests only")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:I; auto takes the GPU if there is one")
+    add(
+        "--point_ops",
+        default="cpu",
+        choices=["cpu", "cuda"],
+        help="who groups points: the loader's processes, or pointnet2_ops and knn_cuda on the GPU (docs/point_ops.md)",
+    )
     add("--batch_size", default=1, type=positive, help="parts in a forward pass; results do not depend on it")
     add("--num_workers", default=0, type=natural, help="processes that read and prepare parts of --input")
     add("--poll_seconds", default=1.0, type=positive_float, help="time between two looks at --watch's folder")
@@ -152,6 +158,7 @@ def load_model(args: argparse.Namespace) -> M3DM:
         fusion_module_path=args.fusion_module_path,
         random_weights=args.random_weights,
         device=args.device,
+        point_ops=args.point_ops,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
     )

@@ -202,6 +202,7 @@ class ClassRun:
         if evaluated:
             write_figures(folder, name, evaluated.figures())
         result = {**report.as_dict(), "training_samples": self._drawn, "device": str(self.model.device)}
+        result["point_ops"] = self.model.point_ops
         self.results.write(name, self.data(), result)
         if evaluated and self.options.save_preds:
             save_predictions(folder / "pred_maps" / name, evaluated)

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 
 from feature_extractors.calibration import MAX
+from models.backbones import PointOps
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class RunOptions:
     fusion_module_path: Path | None = None
     random_weights: bool = False
     device: str = "auto"
+    point_ops: PointOps = "cpu"
     batch_size: int = 1
     num_workers: int = 0
     features: Path | None = None

@@ -160,6 +160,7 @@ def _model(options: RunOptions, settings: Settings, world: World) -> M3DM:
         fusion_module_path=options.fusion_module_path,
         random_weights=options.random_weights,
         device=device,
+        point_ops=options.point_ops,
         batch_size=options.batch_size,
         num_workers=options.num_workers,
         features=options.features,

@@ -21,6 +21,7 @@ import torch
 
 from feature_extractors.networks import RANDOM, attention
 from feature_extractors.settings import Settings
+from models.backbones import PointOps
 from models.checkpoints import ArrayHeader, CheckpointError, decoded, read_numpy_headers
 from utils.files import atomic_path, write_json
 from utils.schema import check_fields
@@ -58,7 +59,9 @@ class FeatureCache:
     at random, and OSError when the folder can't be written to.
     """
 
-    def __init__(self, folder: Path, settings: Settings, weights: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, settings: Settings, weights: Mapping[str, str], point_ops: PointOps = "cpu"
+    ) -> None:
         if settings.quirks.drop_path == "live":
             raise ValueError(
                 "--features: with --quirk drop_path=live (--protocol released) features are drawn anew in each run; "
@@ -71,7 +74,7 @@ class FeatureCache:
         }
         for modality in KEPT:
             if modality in settings.method.backbones:
-                identity = identity_of(modality, settings, weights)
+                identity = identity_of(modality, settings, weights, point_ops)
                 self._folders[modality] = folder / _folder_name(modality, identity)
                 _write_once(self._folders[modality] / IDENTITY_NAME, identity)
 
@@ -97,7 +100,9 @@ class FeatureCache:
             _write(_path(folder, sample), patches[modality], {"source": _source(sample), "remarks": remarks})
 
 
-def identity_of(modality: Modality, settings: Settings, weights: Mapping[str, str]) -> dict[str, Any]:
+def identity_of(
+    modality: Modality, settings: Settings, weights: Mapping[str, str], point_ops: PointOps
+) -> dict[str, Any]:
     """What a backbone's features depend on besides the data."""
     identity = {
         "format": FORMAT_NAME,
@@ -110,7 +115,11 @@ def identity_of(modality: Modality, settings: Settings, weights: Mapping[str, st
     if weights[modality].startswith(RANDOM):  # drawn one network after the other
         identity["networks"] = sorted(settings.method.backbones)
     if modality == "xyz":
-        identity |= {"num_group": settings.num_group, "group_size": settings.group_size}
+        identity |= {
+            "num_group": settings.num_group,
+            "group_size": settings.group_size,
+            "point_ops": point_ops,
+        }
         identity |= {name: getattr(settings.quirks, name) for name in XYZ_QUIRKS}
     return identity
 

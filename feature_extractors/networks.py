@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from feature_extractors.settings import Settings
 from feature_extractors.weights import WeightsSource, check_files
-from models.backbones import CloudEncoder
+from models.backbones import CloudEncoder, PointOps
 from models.uff.block import FusionBlock, load_fusion_block, random_fusion_block
 from utils.resources import sha256_of
 
@@ -31,11 +32,15 @@ class Networks:
     origins: dict[str, str]
 
 
-def load_networks(settings: Settings, weights: WeightsSource, device: torch.device) -> Networks:
+def load_networks(
+    settings: Settings, weights: WeightsSource, device: torch.device, point_ops: PointOps = "cpu"
+) -> Networks:
     """Load what the method needs; random weights are drawn by `settings.seed`.
 
-    Raises CheckpointError: missing files are all named at once, before any is read.
+    Raises ValueError when `point_ops` can't be had, and CheckpointError: missing files are all named at once, before
+    any is read.
     """
+    check_point_ops(settings, device, point_ops)
     check_files(settings, weights)
     needed = settings.method.backbones
     origins: dict[str, str] = {}
@@ -49,13 +54,29 @@ def load_networks(settings: Settings, weights: WeightsSource, device: torch.devi
         if "xyz" in needed:
             row = settings.xyz_backbone
             path = weights.backbone(row.download)
-            xyz = row.build(settings.xyz_options, path).to(device)
+            options = dataclasses.replace(settings.xyz_options, point_ops=point_ops)
+            xyz = row.build(options, path).to(device)
             origins["xyz"] = _origin(path, settings) if row.download else NO_WEIGHTS
     if "fusion" in settings.method.sources:
         path = weights.fusion()
         fusion = _fusion_block(settings, path).to(device)
         origins["fusion"] = _origin(path, settings)
     return Networks(rgb, xyz, fusion, origins)
+
+
+def check_point_ops(settings: Settings, device: torch.device, point_ops: PointOps) -> None:
+    """Raises ValueError naming the flag when the groups of points can't be made so."""
+    if point_ops == "cpu":
+        return
+    if point_ops != "cuda":
+        raise ValueError(f"--point_ops {point_ops}: use cpu or cuda")
+    if "xyz" not in settings.method.backbones or not settings.xyz_backbone.grouped:
+        raise ValueError(f"--point_ops cuda: --method_name {settings.method_name} groups no points; drop it")
+    if device.type != "cuda":
+        raise ValueError(f"--point_ops cuda needs a GPU, and --device is {device}; use --point_ops cpu")
+    from models.point_transformer.cuda_point_ops import load_cuda_point_ops
+
+    load_cuda_point_ops()
 
 
 def _fusion_block(settings: Settings, path: Path | None) -> FusionBlock:

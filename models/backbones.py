@@ -19,6 +19,10 @@ from utils.structures import Patches, Sample
 if TYPE_CHECKING:
     import torch
 
+PointOps = Literal[
+    "cpu", "cuda"
+]  # who makes the groups of points: point_ops.py, or pointnet2_ops and knn_cuda
+
 AUGREG = "B_8-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0"
 AUGREG_1K = f"{AUGREG}--imagenet2012-steps_20k-lr_0.01-res_224.npz"
 AUGREG_URL = "https://storage.googleapis.com/vit_models/augreg"
@@ -57,7 +61,7 @@ class RgbBackbone:
 
 @dataclass(frozen=True)
 class XyzOptions:
-    """What the way from a cloud to patches depends on; see Settings and Quirks for the fields."""
+    """What the way from a cloud to patches depends on; see Settings and Quirks, and M3DM for point_ops."""
 
     image_size: int
     num_group: int
@@ -65,6 +69,7 @@ class XyzOptions:
     batchnorm: Literal["cloud", "running"]
     drop_path: bool
     interpolation: Literal["cancelling", "exact"]
+    point_ops: PointOps = "cpu"
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class XyzBackbone:
 
     builder: "module:function"; the function takes this row, XyzOptions and a checkpoint's path (None: random weights
     where it has any) and returns a CloudEncoder. dim: of its patches. stride: image pixels a side of a patch.
-    variant and download as in RgbBackbone.
+    variant and download as in RgbBackbone. grouped: it works on groups of points, so XyzOptions.point_ops matters.
     """
 
     builder: str
@@ -81,6 +86,7 @@ class XyzBackbone:
     stride: int
     variant: str = ""
     download: Download | None = None
+    grouped: bool = False
 
     def build(self, options: XyzOptions, checkpoint: Path | None) -> CloudEncoder:
         """The encoder. Raises CheckpointError when the file is not what it should be."""
@@ -195,6 +201,7 @@ XYZ_BACKBONES = {
             page=drive_page(POINT_MAE_ID),
         ),
         variant="Point_MAE",
+        grouped=True,
     ),
     "Point_Bert": XyzBackbone(
         POINT_TRANSFORMER,
@@ -208,6 +215,7 @@ XYZ_BACKBONES = {
             page="https://cloud.tsinghua.edu.cn/f/202b29805eea45d7be92/",
         ),
         variant="Point_Bert",
+        grouped=True,
     ),
     "FPFH": XyzBackbone("models.fpfh.encoder:build_encoder", 33, stride=8),
 }

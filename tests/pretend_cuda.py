@@ -11,7 +11,7 @@ those on a GPU `gpu`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -117,6 +117,7 @@ def pretend_cuda() -> Iterator[None]:
         mock.patch("torch.cuda.device_count", return_value=1),
         mock.patch("torch.cuda.is_bf16_supported", return_value=True),
         mock.patch("torch.cuda.synchronize"),
+        mock.patch("torch.cuda.device", nullcontext),
         mock.patch("torch.cuda.reset_peak_memory_stats"),
         mock.patch("torch.cuda.max_memory_allocated", return_value=10**6),
         _PretendCuda(),

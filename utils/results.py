@@ -38,7 +38,10 @@ RESULT_FIELDS = {
     "doubt": str | None,
     "training_samples": list[str] | None,
     "device": str,
+    "point_ops": str,
 }
+
+MACHINE = ("device", "point_ops")  # what computed a class: recorded, and no reason to do it again
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ class ResultsFolder:
         return {
             **self.header,
             "dataset_path": _all_of(record.data.get("dataset_path") for record in records.values()),
-            "device": _all_of(result["device"] for result in results.values()),
+            **{key: _all_of(result[key] for result in results.values()) for key in MACHINE},
             "complete": bool(records) and all(record.run_complete for record in records.values()),
             "classes": results,
             "failed_classes": {n: record.failure for n, record in records.items() if record.failure},

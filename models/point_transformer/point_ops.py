@@ -29,8 +29,7 @@ def farthest_points(points: np.ndarray, n: int) -> np.ndarray:
     points = np.asarray(points, dtype=np.float32)
     if not 1 <= n <= len(points):
         raise ValueError(f"cannot choose {n} of {len(points)} points")
-    if not np.isfinite(points).all():
-        raise ValueError("points hold NaN or infinite coordinates; remove them before sampling")
+    check_finite(points)
     coordinates = np.ascontiguousarray(points.T)
     allowed = np.flatnonzero((coordinates * coordinates).sum(axis=0) > MIN_SQUARED_NORM)
     if len(allowed) == 0:
@@ -38,6 +37,12 @@ def farthest_points(points: np.ndarray, n: int) -> np.ndarray:
     order, first = _sort_into_cells(coordinates.take(allowed, axis=1))
     index = allowed[order]
     return _sample(coordinates.take(index, axis=1), index, first, coordinates[:, 0].copy(), n)
+
+
+def check_finite(points: np.ndarray) -> None:
+    """Raises ValueError where a coordinate is NaN or infinite."""
+    if not np.isfinite(points).all():
+        raise ValueError("points hold NaN or infinite coordinates; remove them before sampling")
 
 
 def group_points(points: np.ndarray, num_group: int, group_size: int, workers: int = 1) -> PointGroups:

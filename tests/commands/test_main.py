@@ -46,6 +46,7 @@ RELEASED_DEFAULTS = {
 OWN_DEFAULTS = {
     "class_name": None,
     "device": "auto",
+    "point_ops": "cpu",
     "checkpoint_dir": Path("checkpoints"),
     "random_weights": False,
     "seed": 0,
@@ -108,7 +109,7 @@ WRONG_FLAGS = {
     "--method_name DINO --threshold_rule quantile:2": "must be max, quantile:Q",
     "--method_name DINO --load_detector d --save_detector e": "drop --save_feature and --save_detector",
     "--method_name DINO --num_workers -1": "0 is the least",
-    "--method_name DINO --results_dir ''": "is empty; name a folder",
+    "--method_name DINO --results_dir ''": "is empty; was a variable",
     "--method_name DINO --shot_seeds 1": "goes with --shots",
     "--method_name DINO --shake_seeds 1 2": "goes with --shake",
     "--method_name DINO --shots 5 --max_sample 4": "--max_sample allows 4",

@@ -9,7 +9,15 @@ from utils.results import RESULT_FIELDS, ClassRecord, ResultsFolder, alone_with_
 
 HEADER = {"method_name": "DINO", "settings": {"seed": 0, "banks": ("xyz", "rgb")}}
 DATA = {"dataset_path": "data", "fingerprint": "1"}
-EMPTY = {"seconds": {}, "memory_mb": {}, "counts": {}, "remarks": [], "skipped_samples": [], "device": "cpu"}
+EMPTY = {
+    "seconds": {},
+    "memory_mb": {},
+    "counts": {},
+    "remarks": [],
+    "skipped_samples": [],
+    "device": "cpu",
+    "point_ops": "cpu",
+}
 RESULT = {
     **dict.fromkeys(RESULT_FIELDS),
     **dict.fromkeys((metric.key for metric in METRICS), 0.5),
