@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+LONGEST_REASON = 300  # letters, of what an error says about damaged content
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -59,6 +61,11 @@ def try_lock(handle: IO[Any]) -> bool:
     except (ImportError, OSError):
         return True
     return True
+
+
+def in_short(reason: Exception | str) -> str:
+    """What is wrong with damaged content, on one line of bounded length, whatever of the content it quotes."""
+    return " ".join((reason if isinstance(reason, str) else repr(reason)).split())[:LONGEST_REASON]
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -19,7 +19,7 @@ import tifffile
 from PIL import Image
 
 from utils.file_kinds import CONVERT, kind_of
-from utils.files import atomic_path
+from utils.files import atomic_path, in_short
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TIFF_SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")  # the latter two are BigTIFF's
@@ -93,7 +93,7 @@ def image_shape(path: str | Path) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.height, image.width
     except Exception as error:  # damaged bytes may raise anything in a decoder
-        raise SampleFileError(path, f"is no readable image ({error!r})") from error
+        raise SampleFileError(path, f"is no readable image ({in_short(error)})") from error
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -139,7 +139,7 @@ def _read_png(path: str | Path, color: str, bit_depths: tuple[int, ...]) -> np.n
         image = Image.open(io.BytesIO(content), formats=["PNG"])
         return np.array(image.convert("L" if color == "gray" else "RGB"))
     except Exception as error:  # damaged bytes may raise anything in a decoder
-        raise SampleFileError(path, f"is damaged or cut short ({error!r})") from error
+        raise SampleFileError(path, f"is damaged or cut short ({in_short(error)})") from error
 
 
 def _read_tiff(path: str | Path) -> np.ndarray:
@@ -156,9 +156,9 @@ def _read_tiff(path: str | Path) -> np.ndarray:
         raise
     except Exception as error:  # damaged bytes may raise anything in a decoder
         if "imagecodecs" in str(error):  # tifffile's optional package
-            problem = f"has a compression that is not read ({error})"
+            problem = f"has a compression that is not read ({in_short(error)})"
             raise SampleFileError(path, problem, UNCOMPRESSED) from error
-        raise SampleFileError(path, f"is no readable tiff or cut short ({error!r})") from error
+        raise SampleFileError(path, f"is no readable tiff or cut short ({in_short(error)})") from error
 
 
 def _check_page(path: str | Path, page: tifffile.TiffPage, num_pages: int) -> None:
@@ -175,7 +175,7 @@ def _check_page(path: str | Path, page: tifffile.TiffPage, num_pages: int) -> No
         remedy = "write x, y and z as the last axis"
         raise SampleFileError(path, f"has shape {page.shape}, expected (height, width, 3)", remedy)
     if page.compression not in COMPRESSIONS:
-        raise SampleFileError(path, f"has compression {page.compression!r}, which is not read", UNCOMPRESSED)
+        raise SampleFileError(path, in_short(f"has compression {page.compression!r}, which is not read"), UNCOMPRESSED)
     if page.dtype is None or page.dtype.kind != "f" or page.dtype.itemsize < 4:
         remedy = "write coordinates as float32"
         raise SampleFileError(path, f"holds {page.dtype}, expected float32 coordinates", remedy)
@@ -198,6 +198,8 @@ def _check_strips(page: tifffile.TiffPage, content: bytes) -> None:
 
 
 def _check_pixels(path: str | Path, width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise SampleFileError(path, f"has no pixels: its size is {width}x{height}")
     if width * height > MAX_PIXELS:
         raise SampleFileError(
             path, f"is too large: {width}x{height} pixels, at most {MAX_PIXELS} are read", SHRINK

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from utils.files import in_short
 from utils.formats.organised import FormatError, check_pixels
 from utils.image_files import PNG_HEADER_BYTES, PNG_SIGNATURE, SampleFileError
 
@@ -91,9 +92,8 @@ def _open_upright(path: Path, lossless: bool = False) -> tuple[Image.Image, list
     except FormatError as error:
         raise SampleFileError(path, error.problem, error.remedy) from error
     except Exception as error:  # damaged bytes may raise anything in a decoder
-        reason = " ".join(repr(error).split())[:300]
         raise SampleFileError(
-            path, f"is no readable image or cut short ({reason})", "save it as png or jpg again"
+            path, f"is no readable image or cut short ({in_short(error)})", "save it as png or jpg again"
         ) from error
     notes = ["16 bits a channel made 8"] if _is_deep_color_png(content) else []
     if orientation in range(2, 9):
