@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from utils.files import in_short
 from utils.formats.organised import FormatError, check_pixels
-from utils.image_files import PNG_HEADER_BYTES, PNG_SIGNATURE, SampleFileError
+from utils.image_files import PNG_HEADER_BYTES, PNG_SIGNATURE, SampleFileError, check_png_pixels
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -85,6 +85,8 @@ def _open_upright(path: Path, lossless: bool = False) -> tuple[Image.Image, list
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check(image, lossless)
+            if image.format == "PNG":
+                check_png_pixels(content)
             stored = _orientation(image)  # of a tiff, which Pillow turns while it loads
             image.load()
             orientation = max(stored, _orientation(image))  # a png may tell it after its pixels

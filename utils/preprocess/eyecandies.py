@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import yaml
 from PIL import Image
 
 from utils.files import in_short
-from utils.image_files import SampleFileError
+from utils.image_files import SampleFileError, check_png_pixels
 
 FOCAL_LENGTH_PX, FOCAL_LENGTH_WIDTH = 711.11, 512  # Eyecandies' camera, at the width that it renders
 DEPTH_LEVELS = 65535  # of a 16-bit png
@@ -26,7 +27,9 @@ def read_depth(path: Path, limits_path: Path) -> np.ndarray:
     Raises SampleFileError.
     """
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        content = path.read_bytes()
+        check_png_pixels(content)
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             mode, levels = image.mode, np.array(image, dtype=np.float64)
     except Exception as error:  # damaged bytes may raise anything in a decoder
         raise SampleFileError(path, f"can't be read as a png ({in_short(error)})") from error
