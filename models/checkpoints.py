@@ -83,6 +83,8 @@ def _array_header(archive: zipfile.ZipFile, name: str) -> ArrayHeader:
         if version != (1, 0):  # later ones are for headers above 64 KiB, which no plain array needs
             raise ValueError(f"{name} has an array header of version {version}")
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if min(shape, default=0) < 0 or dtype.hasobject:
+            raise ValueError(f"{name} claims an array {shape} of {dtype}")
         return ArrayHeader(shape, dtype)
 
 
