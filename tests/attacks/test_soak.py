@@ -78,6 +78,7 @@ def test_watching_for_long_loses_no_memory_no_handle_and_no_part(
 
 
 def _watching(detector: Path, incoming: Path, output: Path, form: str) -> subprocess.Popen[bytes]:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a child inherits one that a shell ignores
     command = [sys.executable, "predict.py", "--detector", str(detector), "--device", "cpu"]
     command += ["--watch", str(incoming), "--output", str(output), "--poll_seconds", "0.3"]
     command += ["--preprocessed"] if form == "preprocessed" else []
@@ -108,7 +109,9 @@ def _usage_after(process: subprocess.Popen[bytes], count: int, output: Path) -> 
     children = [
         child for task in (proc / "task").iterdir() for child in (task / "children").read_text().split()
     ]
-    return Usage(count, resident / 1e6, len(list((proc / "fd").iterdir())), len(children))
+    usage = Usage(count, resident / 1e6, len(list((proc / "fd").iterdir())), len(children))
+    print(usage, flush=True)
+    return usage
 
 
 def _rows(output: Path) -> list[dict[str, str]]:
