@@ -21,7 +21,7 @@ from torch import nn
 from models.downloads import CheckpointError
 
 SHOWN_KEYS = 3  # how many bad keys an error names
-SHOWN_LETTERS = 120  # of a key, which may be anything
+SHOWN_LETTERS = 120  # of a key, or of a decoder's words, which may hold anything
 PLAIN_DTYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
@@ -65,13 +65,13 @@ def read_numpy_headers(path: Path, remedy: str) -> dict[str, ArrayHeader]:
 def decoded(path: Path, kind: str, remedy: str) -> Iterator[None]:
     """Makes one CheckpointError of a file that is missing and of whatever a decoder raises in the block.
 
-    Damaged files raise nearly everything there is, so only an exhausted memory is told apart.
+    Damaged files raise nearly everything there is; a length in them may also ask for any amount of memory.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; {remedy}")
     try:
         yield
-    except (CheckpointError, MemoryError):
+    except CheckpointError:
         raise
     except Exception as error:
         raise CheckpointError(f"{path}: not a readable {kind} ({_reason(error)}); {remedy}") from error
@@ -83,6 +83,8 @@ def _array_header(archive: zipfile.ZipFile, name: str) -> ArrayHeader:
         if version != (1, 0):  # later ones are for headers above 64 KiB, which no plain array needs
             raise ValueError(f"{name} has an array header of version {version}")
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if min(shape, default=0) < 0 or dtype.hasobject:
+            raise ValueError(f"{name} claims an array {shape} of {dtype}")
         return ArrayHeader(shape, dtype)
 
 
@@ -150,7 +152,9 @@ def _reason(error: Exception) -> str:
         return "it is damaged, or holds code"
     if isinstance(error, KeyError):  # a byte that is no instruction
         return "it is of another kind"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, MemoryError):
+        return "it asks for more memory than there is"
+    return str(error).splitlines()[0][:SHOWN_LETTERS] if str(error) else type(error).__name__
 
 
 def _some(keys: Sequence[object]) -> str:

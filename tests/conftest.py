@@ -11,12 +11,24 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as main.py does, before t
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.pretend_cuda import pretend_cuda
 from utils.image_files import write_png, write_xyz
 
 GOLDENS = Path(__file__).parent / "reference" / "goldens"
 
+# Properties are tried with the same few examples in every run, or with many: HYPOTHESIS_PROFILE=thorough.
+settings.register_profile(
+    "few",
+    max_examples=10,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.register_profile("thorough", settings.get_profile("few"), max_examples=500)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
 
 CUDA_VARIANTS = ("gpu", "pretend_gpu")
 

@@ -69,7 +69,7 @@ class PartFile:
         try:
             values = json.loads(self.origin.read_text(encoding="utf-8"))
             check_fields(values, {"url": str, "validator": str})
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return ""
         return values["validator"] if values["url"] == url else ""
 

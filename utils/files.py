@@ -17,6 +17,7 @@ TEMPORARY_NAME = re.compile(
     rf"{re.escape(TEMPORARY_PREFIX)}[a-z0-9_]{{8}}(\.[^.]*)?"
 )  # as mkstemp makes them
 PROBE_BYTES = 65536
+LONGEST_REASON = 300  # letters, of what an error says about damaged content
 
 
 @contextmanager
@@ -111,6 +112,11 @@ def try_lock(handle: IO[Any]) -> bool:
     except (ImportError, OSError):
         return True
     return True
+
+
+def in_short(reason: Exception | str) -> str:
+    """What is wrong with damaged content, on one line of bounded length, whatever of the content it quotes."""
+    return " ".join((reason if isinstance(reason, str) else repr(reason)).split())[:LONGEST_REASON]
 
 
 def write_text(path: str | Path, text: str) -> None:

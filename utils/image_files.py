@@ -19,7 +19,7 @@ import tifffile
 from PIL import Image
 
 from utils.file_kinds import CONVERT, kind_of
-from utils.files import atomic_path
+from utils.files import atomic_path, in_short
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TIFF_SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")  # the latter two are BigTIFF's
@@ -31,11 +31,13 @@ PNG_COLOR_TYPES = {
     4: "gray with alpha",
     6: "RGBA",
 }  # PNG standard, table 8
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by the same table
 PNG_COMPRESS_LEVEL = 4  # a third of level 6's time for 3 % more bytes, on a photograph
 MAX_PIXELS = 10**8  # of an image: ten times a large sensor's; its float32 cloud takes 1.2 GB
 MAX_BYTES = 24 * MAX_PIXELS + 2**20  # of a file: three float64 a pixel, and room for a header
 DEFLATE = frozenset({8, 32946})  # tiff's numbers for zlib's compression
-COMPRESSIONS = DEFLATE | {1, 5, 32773}  # none, LZW (with tifffile's optional codecs) and PackBits
+UNPACKED = 1  # its number for none
+COMPRESSIONS = DEFLATE | {UNPACKED, 5, 32773}  # none, LZW (with tifffile's optional codecs) and PackBits
 DEFLATE_RATIO = 1032  # zlib makes nothing smaller than this
 RESTORE = "restore the file from the downloaded archive"
 UNCOMPRESSED = "write it uncompressed or with zlib"
@@ -93,7 +95,7 @@ def image_shape(path: str | Path) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.height, image.width
     except Exception as error:  # damaged bytes may raise anything in a decoder
-        raise SampleFileError(path, f"is no readable image ({error!r})") from error
+        raise SampleFileError(path, f"is no readable image ({in_short(error)})") from error
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -136,10 +138,11 @@ def _read_png(path: str | Path, color: str, bit_depths: tuple[int, ...]) -> np.n
         wanted = f"{color} with {' or '.join(map(str, bit_depths))}"
         raise SampleFileError(path, f"is {found} with {bits} bits a channel, expected {wanted}", CONVERT)
     try:
+        check_png_pixels(content)
         image = Image.open(io.BytesIO(content), formats=["PNG"])
         return np.array(image.convert("L" if color == "gray" else "RGB"))
     except Exception as error:  # damaged bytes may raise anything in a decoder
-        raise SampleFileError(path, f"is damaged or cut short ({error!r})") from error
+        raise SampleFileError(path, f"is damaged or cut short ({in_short(error)})") from error
 
 
 def _read_tiff(path: str | Path) -> np.ndarray:
@@ -150,15 +153,15 @@ def _read_tiff(path: str | Path) -> np.ndarray:
         with tifffile.TiffFile(io.BytesIO(content)) as tiff:
             page = tiff.pages.first
             _check_page(path, page, len(tiff.pages))
-            _check_strips(page, content)
+            check_tiff_pixels(page, content)
             return page.asarray()
     except SampleFileError:
         raise
     except Exception as error:  # damaged bytes may raise anything in a decoder
         if "imagecodecs" in str(error):  # tifffile's optional package
-            problem = f"has a compression that is not read ({error})"
+            problem = f"has a compression that is not read ({in_short(error)})"
             raise SampleFileError(path, problem, UNCOMPRESSED) from error
-        raise SampleFileError(path, f"is no readable tiff or cut short ({error!r})") from error
+        raise SampleFileError(path, f"is no readable tiff or cut short ({in_short(error)})") from error
 
 
 def _check_page(path: str | Path, page: tifffile.TiffPage, num_pages: int) -> None:
@@ -175,20 +178,42 @@ def _check_page(path: str | Path, page: tifffile.TiffPage, num_pages: int) -> No
         remedy = "write x, y and z as the last axis"
         raise SampleFileError(path, f"has shape {page.shape}, expected (height, width, 3)", remedy)
     if page.compression not in COMPRESSIONS:
-        raise SampleFileError(path, f"has compression {page.compression!r}, which is not read", UNCOMPRESSED)
+        raise SampleFileError(
+            path, in_short(f"has compression {page.compression!r}, which is not read"), UNCOMPRESSED
+        )
     if page.dtype is None or page.dtype.kind != "f" or page.dtype.itemsize < 4:
         remedy = "write coordinates as float32"
         raise SampleFileError(path, f"holds {page.dtype}, expected float32 coordinates", remedy)
 
 
-def _check_strips(page: tifffile.TiffPage, content: bytes) -> None:
-    """Raise ValueError unless the file holds the pixels that its header promises, and no more."""
+def check_png_pixels(content: bytes) -> None:
+    """Raise ValueError when a png's bytes can't hold the pixels that its header promises.
+
+    Pillow itself fills what is missing with zeros where the compressed data ends in good order.
+    """
+    header = content[:PNG_HEADER_BYTES].ljust(PNG_HEADER_BYTES, b"\0")
+    width, height = int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
+    bits = header[24] * PNG_CHANNELS.get(header[25], 1)
+    if -(-width * bits // 8) * height > DEFLATE_RATIO * len(content):
+        raise ValueError(f"{len(content)} bytes can't hold {width}x{height} pixels")
+
+
+def check_tiff_pixels(page: tifffile.TiffPage, content: bytes) -> None:
+    """Raise ValueError unless the file holds the pixels that its header promises, and no more.
+
+    tifffile itself fills strips or tiles that are missing with zeros, however many they are.
+    """
     ends = np.add(page.dataoffsets, page.databytecounts)
-    if len(ends) == 0 or ends.max() > len(content):  # tifffile fills what is missing with zeros
+    if len(ends) == 0 or ends.max() > len(content):
         raise ValueError(f"the pixels end beyond the file's {len(content)} bytes")
     promised = math.prod(page.shape) * np.dtype(page.dtype).itemsize
     if promised > DEFLATE_RATIO * len(content):
         raise ValueError(f"{len(content)} bytes can't hold {page.shape} numbers")
+    stored, wanted = np.count_nonzero(page.databytecounts), math.prod(page.chunked)
+    if stored != wanted or (page.compression == UNPACKED and sum(page.databytecounts) < promised):
+        raise ValueError(
+            f"{stored} of {wanted} strips or tiles are there, with {sum(page.databytecounts)} bytes"
+        )
     for start, count in zip(page.dataoffsets, page.databytecounts, strict=True):
         if page.compression not in DEFLATE or count * DEFLATE_RATIO <= MAX_BYTES:
             continue
@@ -198,6 +223,8 @@ def _check_strips(page: tifffile.TiffPage, content: bytes) -> None:
 
 
 def _check_pixels(path: str | Path, width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise SampleFileError(path, f"has no pixels: its size is {width}x{height}")
     if width * height > MAX_PIXELS:
         raise SampleFileError(
             path, f"is too large: {width}x{height} pixels, at most {MAX_PIXELS} are read", SHRINK

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from utils.image_files import SampleFileError, read_xyz
 from utils.plausibility import Unit, guess_unit, looks_preprocessed, looks_raw
 from utils.preprocess.sample import Parameters, crop_from_square, preprocess_sample
 from utils.preprocess.sample import in_metres as cloud_in_metres
+from utils.schema import check_fields
 
 DATA_SET_SUFFIX = ".tiff"  # read as main.py and utils/preprocessing.py read it, to the last point
 
@@ -90,10 +91,12 @@ class PartReader:
 
 def recorded_parameters(preprocessing: dict[str, Any] | None) -> Parameters | None:
     """The parameters that a data set's record holds; None where there are none. Raises ValueError for odd ones."""
-    names = {item.name for item in fields(Parameters)}
-    if preprocessing is None or not names <= set(preprocessing):
+    hints = get_type_hints(Parameters)
+    if preprocessing is None or not hints.keys() <= preprocessing.keys():
         return None
-    return Parameters(**{name: preprocessing[name] for name in names})
+    values = {name: preprocessing[name] for name in hints}
+    check_fields(values, hints)
+    return Parameters(**values)
 
 
 def _told_unit(path: Path, cloud: np.ndarray) -> Unit:

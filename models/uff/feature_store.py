@@ -22,7 +22,7 @@ import torch
 
 from models.checkpoints import ArrayHeader, CheckpointError, decoded, read_numpy_headers
 from models.uff.pairing import Pairing, paired_rgb
-from utils.files import after_others, alone_with, atomic_path, sweep_leftovers, write_json
+from utils.files import after_others, alone_with, atomic_path, in_short, sweep_leftovers, write_json
 from utils.structures import Modality, Patches
 
 FeatureDtype = Literal["float16", "float32"]
@@ -220,7 +220,8 @@ def read_manifest(folder: str | Path) -> tuple[StoreMeta, dict[str, int]]:
         return StoreMeta(**content), classes
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{path}: is no manifest of {FORMAT_NAME} ({error}); delete the folder and run main.py --save_feature again"
+            f"{path}: is no manifest of {FORMAT_NAME} ({in_short(str(error))}); delete the folder and run "
+            "main.py --save_feature again"
         ) from error
 
 

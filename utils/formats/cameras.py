@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from utils.files import in_short
 from utils.image_files import SampleFileError
 
 LONGEST_FILE = 100_000  # bytes; a calibration has a few hundred
@@ -143,9 +144,8 @@ def read_camera(path: Path) -> Camera:
         return model(**values)
     except OSError as error:
         raise SampleFileError(path, f"can't be read ({error.strerror})", "name the camera's file") from error
-    except (CameraError, ValueError, RecursionError) as error:
-        problem = " ".join(str(error).split())
-        raise SampleFileError(path, f"is no camera's JSON ({problem})", remedy) from error
+    except (CameraError, ValueError, OverflowError, RecursionError) as error:
+        raise SampleFileError(path, f"is no camera's JSON ({in_short(str(error))})", remedy) from error
 
 
 @lru_cache(maxsize=2)

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from utils.files import in_short
 from utils.formats.grids import read_depth_png, read_npy, read_npz, read_tiff
 from utils.formats.organised import CloudOptions, FormatError, StoredCloud, in_metres
 from utils.formats.pcd import read_pcd
@@ -77,11 +78,12 @@ def load_cloud(path: Path, options: CloudOptions) -> StoredCloud:
     try:
         stored = expected.read(content, options)
     except FormatError as error:
-        raise SampleFileError(path, error.problem, error.remedy) from error
+        raise SampleFileError(path, in_short(error.problem), error.remedy) from error
     except Exception as error:  # damaged bytes may raise anything in a decoder
-        reason = " ".join(repr(error).split())[:300]
         raise SampleFileError(
-            path, f"is no readable {expected.name} file or cut short ({reason})", "export or copy it again"
+            path,
+            f"is no readable {expected.name} file or cut short ({in_short(error)})",
+            "export or copy it again",
         ) from error
     _check_size(path, stored, options)
     return stored

@@ -13,6 +13,7 @@ import tifffile
 
 from utils.formats.cameras import CameraError, pixel_directions
 from utils.formats.organised import CloudOptions, FormatError, StoredCloud, check_pixels
+from utils.image_files import check_png_pixels, check_tiff_pixels
 
 CLOUD_NAMES = ("xyz", "cloud", "points")  # looked for in an npz of several arrays
 NPY_HEADERS = {
@@ -73,14 +74,13 @@ def read_tiff(content: bytes, options: CloudOptions) -> StoredCloud:
         if len(tiff.pages) > 1:
             raise FormatError(f"has {len(tiff.pages)} pages, expected one", "export the cloud as one page")
         _check_shape(page.shape)
-        ends = np.add(page.dataoffsets, page.databytecounts)
-        if len(ends) == 0 or ends.max() > len(content):  # tifffile fills what is missing with zeros
-            raise FormatError(f"its pixels end beyond its {len(content)} bytes: cut short", "copy it again")
+        check_tiff_pixels(page, content)
         return cloud_of(page.asarray(), options)
 
 
 def read_depth_png(content: bytes, options: CloudOptions) -> StoredCloud:
     """The cloud of a depth image of 16 bits. Raises FormatError, and what imageio raises on damaged content."""
+    check_png_pixels(content)
     header = iio.improps(content, extension=".png", plugin="pillow")
     check_pixels(header.shape[1], header.shape[0])
     if len(header.shape) != 2 or header.dtype not in RAW_DEPTH_TYPES:

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from utils.files import in_short
 from utils.formats.organised import FormatError, check_pixels
-from utils.image_files import PNG_HEADER_BYTES, PNG_SIGNATURE, SampleFileError
+from utils.image_files import PNG_HEADER_BYTES, PNG_SIGNATURE, SampleFileError, check_png_pixels
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -84,6 +85,8 @@ def _open_upright(path: Path, lossless: bool = False) -> tuple[Image.Image, list
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check(image, lossless)
+            if image.format == "PNG":
+                check_png_pixels(content)
             stored = _orientation(image)  # of a tiff, which Pillow turns while it loads
             image.load()
             orientation = max(stored, _orientation(image))  # a png may tell it after its pixels
@@ -91,9 +94,8 @@ def _open_upright(path: Path, lossless: bool = False) -> tuple[Image.Image, list
     except FormatError as error:
         raise SampleFileError(path, error.problem, error.remedy) from error
     except Exception as error:  # damaged bytes may raise anything in a decoder
-        reason = " ".join(repr(error).split())[:300]
         raise SampleFileError(
-            path, f"is no readable image or cut short ({reason})", "save it as png or jpg again"
+            path, f"is no readable image or cut short ({in_short(error)})", "save it as png or jpg again"
         ) from error
     notes = ["16 bits a channel made 8"] if _is_deep_color_png(content) else []
     if orientation in range(2, 9):

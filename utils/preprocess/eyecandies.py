@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import yaml
 from PIL import Image
 
-from utils.image_files import SampleFileError
+from utils.files import in_short
+from utils.image_files import SampleFileError, check_png_pixels
 
 FOCAL_LENGTH_PX, FOCAL_LENGTH_WIDTH = 711.11, 512  # Eyecandies' camera, at the width that it renders
 DEPTH_LEVELS = 65535  # of a 16-bit png
@@ -25,10 +27,12 @@ def read_depth(path: Path, limits_path: Path) -> np.ndarray:
     Raises SampleFileError.
     """
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        content = path.read_bytes()
+        check_png_pixels(content)
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             mode, levels = image.mode, np.array(image, dtype=np.float64)
     except Exception as error:  # damaged bytes may raise anything in a decoder
-        raise SampleFileError(path, f"can't be read as a png ({error!r})") from error
+        raise SampleFileError(path, f"can't be read as a png ({in_short(error)})") from error
     if not mode.startswith("I"):  # Pillow's modes of 16 bits and more
         raise SampleFileError(path, f"has mode {mode}, expected one channel of 16 bits")
     nearest, farthest = _depth_range(limits_path)
@@ -39,8 +43,8 @@ def read_pose(path: Path) -> np.ndarray:
     """The camera's pose, an invertible matrix (4, 4). Raises SampleFileError."""
     try:
         pose = np.loadtxt(path, dtype=np.float64, ndmin=2)
-    except (OSError, ValueError) as error:
-        raise SampleFileError(path, f"can't be read as a matrix ({error})") from error
+    except Exception as error:  # damaged bytes may raise anything
+        raise SampleFileError(path, f"can't be read as a matrix ({in_short(error)})") from error
     if pose.shape != (4, 4) or not np.isfinite(pose).all() or abs(np.linalg.det(pose)) < 1e-9:
         raise SampleFileError(path, f"holds no invertible 4x4 matrix but one of shape {pose.shape}")
     return pose
@@ -91,10 +95,13 @@ def object_cloud(depth: np.ndarray, pose: np.ndarray) -> np.ndarray:
 
 def _depth_range(path: Path) -> tuple[float, float]:
     try:
-        limits = yaml.safe_load(path.read_text(encoding="utf-8"))["normalization"]
+        text = path.read_text(encoding="utf-8")
+        limits = yaml.load(text, Loader=yaml.BaseLoader)[
+            "normalization"
+        ]  # scalars stay text, nothing is expanded
         nearest, farthest = float(limits["min"]), float(limits["max"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise SampleFileError(path, f"gives no normalization with min and max ({error!r})") from error
+    except Exception as error:  # damaged text may raise anything in a decoder
+        raise SampleFileError(path, f"gives no normalization with min and max ({in_short(error)})") from error
     if not 0 < nearest <= farthest < np.inf:
         raise SampleFileError(path, f"has min {nearest} and max {farthest}, expected 0 < min <= max")
     return nearest, farthest

@@ -112,7 +112,7 @@ def read_figures(results: Path, class_name: str) -> ClassFigures | None:
     """None where the file is missing or can't be used: the report then says so."""
     try:
         return ClassFigures.from_dict(json.loads(_path(results, class_name).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

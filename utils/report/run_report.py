@@ -183,7 +183,7 @@ def _scores(results: Path, name: str) -> dict[str, list[float]]:
         with (results / "scores" / f"{name}.csv").open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 series.setdefault(STYLES[row["label"]], []).append(float(row["score"]))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):  # rows cut short have None in them
         return {}
     return series
 
