@@ -265,6 +265,59 @@ def test_disk_that_fills_up_ends_the_run_and_keeps_the_classes_that_are_done(
     assert all_files(tmp_path) == ["classes/bagel.json", "report/bagel.json", "scores/bagel.csv"]
 
 
+def test_disk_that_fills_up_under_the_pictures_leaves_the_metrics(data, tmp_path, monkeypatch, capsys):
+    replace = Path.replace
+
+    def full(path, target):
+        if Path(target).suffix == ".tiff":
+            raise OSError(28, os.strerror(28), str(target))
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        assert run_main(data, tmp_path, "Point_MAE", "--save_preds", "--class_name", "bagel") == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("main.py: error: bagel: ")
+    assert "000.tiff: can't be written" in line
+    assert ClassRecord.read(tmp_path / "classes/bagel.json").result["image_rocauc"] is not None
+    assert run_main(data, tmp_path, "Point_MAE", "--save_preds", "--class_name", "bagel") == 0
+    assert (tmp_path / "pred_maps/bagel/contact_sheet.png").is_file()
+
+
+@pytest.mark.parametrize("by", ["times", "contents"])
+def test_a_class_whose_data_changed_since_the_cut_is_done_again(tmp_path, capsys, by):
+    root = tmp_path / "data"
+    write_class(root, "bagel")
+    flags = ("Point_MAE", "--fingerprint", by)
+
+    def cut_and_repeat() -> str:
+        record = tmp_path / "results/classes/bagel.json"
+        record.write_text(record.read_text().replace('"run_complete": true', '"run_complete": false'))
+        assert run_main(root, tmp_path / "results", *flags) == 0
+        return capsys.readouterr().out
+
+    assert run_main(root, tmp_path / "results", *flags) == 0
+    assert "done by the run that was cut, kept" in cut_and_repeat()
+    image = root / "bagel/train/good/rgb/000.png"
+    os.utime(image)
+    assert ("kept" in cut_and_repeat()) == (by == "contents")
+    write_png(image, read_rgb(image)[::-1])
+    assert "kept" not in cut_and_repeat()
+
+
+def test_a_run_that_fails_leaves_nothing_of_the_one_before(tmp_path):
+    root = tmp_path / "data"
+    write_class(root, "bagel")
+    assert run_main(root, tmp_path / "results", "Point_MAE", "--save_preds") == 0
+    for path in (root / "bagel/train/good/xyz").iterdir():
+        write_xyz(path, np.zeros((40, 40, 3), np.float32))
+    assert run_main(root, tmp_path / "results", "Point_MAE", "--save_preds") == 1
+    assert [name for name in all_files(tmp_path / "results") if "bagel" in name] == ["classes/bagel.json"]
+    record = read_record(tmp_path / "results")
+    assert record["classes"] == {}
+    assert "no training sample can be used" in record["failed_classes"]["bagel"]
+
+
 def test_training_uses_at_most_max_sample_samples(data, tmp_path):
     assert run_main(data, tmp_path, "Point_MAE", "--max_sample", "2", "--class_name", "bagel") == 0
     assert read_record(tmp_path)["classes"]["bagel"]["counts"]["train"] == 2
