@@ -65,7 +65,7 @@ DATASETS = {
 def find_classes(root: Path, dataset: DatasetSpec, wanted: list[str] | None) -> list[str]:
     """The classes to run, in the data set's order; `wanted` None means those that are present.
 
-    Raises DatasetError when the folder, or a wanted class in it, is missing.
+    Raises DatasetError when the folder, or a wanted class in it, is missing, or its name is not one printable line.
     """
     if not root.is_dir():
         raise DatasetError(f"--dataset_path {root}: no such folder; download the data set (README, 'Data')")
@@ -77,6 +77,11 @@ def find_classes(root: Path, dataset: DatasetSpec, wanted: list[str] | None) -> 
         raise DatasetError(
             f"--dataset_path {root} has {lacks}; classes there: {', '.join(present) or 'none'} "
             "(choose with --class_name, or see README, 'Data')"
+        )
+    if odd := [name for name in found if not name.isprintable()]:
+        raise DatasetError(
+            f"--dataset_path {root}: the class folder {odd[0]!r} holds a line break or the like, which no table can "
+            "show; rename it"
         )
     return found
 

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -155,3 +157,12 @@ def test_an_image_of_another_ending_is_not_passed_over(tiny_dataset, name):
     stray.write_bytes(b"")
     with pytest.raises(DatasetError, match=f"{stray.name}: images here must end in"):
         list_samples(tiny_dataset / "bagel", "train")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such names there")
+@pytest.mark.parametrize("name", ["ba\ngel", "ba\tgel", "ba\x1bgel"])
+def test_a_class_whose_name_is_not_one_line_is_refused(tmp_path, name):
+    write_class(tmp_path, name)
+    with pytest.raises(DatasetError, match="rename it") as refused:
+        find_classes(tmp_path, DATASETS["mvtec3d"], [name])
+    assert str(refused.value).isprintable()
