@@ -184,7 +184,8 @@ def _warn(options: RunOptions, world: World) -> None:
 def _variant_run(variant: Variant, model: M3DM, options: RunOptions) -> VariantRun:
     other = model.with_random_state(variant.random_state)
     folder = options.results_dir / variant.name
-    return VariantRun(variant, other, ResultsFolder(folder, _header(options, other, variant)))
+    order = DATASETS[options.dataset_type].classes
+    return VariantRun(variant, other, ResultsFolder(folder, _header(options, other, variant), order))
 
 
 def _feature_store(
@@ -243,13 +244,11 @@ def _row_name(options: RunOptions, model: M3DM) -> str:
 
 def _finish(options: RunOptions, runs: Sequence[VariantRun], names: Sequence[str]) -> int:
     """Join the classes' results, append the rows to the tables, write the reports; returns the exit status."""
-    order = [*DATASETS[options.dataset_type].classes, *names]
-    records = {run.variant.name: run.results.joined(order) for run in runs}
+    records = {run.variant.name: run.results.joined() for run in runs}
     told = [_write_tables_and_report(run, records[run.variant.name]) for run in runs]
     print(_write_summary(options, runs, records) if options.is_study else told[0])
     for run in runs:
         run.results.complete(names)  # last: a run cut in the tables goes on with them
-        run.results.join(order)
     return max(_tell_problems(run, records[run.variant.name], names) for run in runs)
 
 

@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +75,14 @@ class ClassRecord:
 
 
 class ResultsFolder:
-    """The results of one run, which `header` identifies, in a folder that others may share."""
+    """The results of one run, which `header` identifies, in a folder that others may share.
 
-    def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
+    order: of the classes in results.json; others follow by name.
+    """
+
+    def __init__(self, folder: Path, header: Mapping[str, Any], order: Sequence[str] = ()) -> None:
         self.folder = folder
+        self.order = tuple(order)
         self.header: dict[str, Any] = json.loads(json.dumps(header))  # as it is read back
 
     def record(self, name: str) -> ClassRecord | None:
@@ -97,7 +101,7 @@ class ResultsFolder:
         )
 
     def begin(self, name: str) -> None:
-        """Remove what any earlier run has left of a class."""
+        """Remove what any earlier run has left of a class, from results.json too."""
         for path in (
             self._path(name),
             self.folder / "scores" / f"{name}.csv",
@@ -105,6 +109,7 @@ class ResultsFolder:
         ):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.folder / "pred_maps" / name, ignore_errors=True)
+        self.join()
 
     def write(
         self,
@@ -112,24 +117,23 @@ class ResultsFolder:
         data: Mapping[str, Any],
         result: Mapping[str, Any] | None = None,
         failure: str | None = None,
-        *,
-        run_complete: bool = False,
     ) -> None:
         """Record that a class is done, or why it failed; NaN is refused with ValueError."""
-        record = {"header": self.header, "data": data, "result": result, "failure": failure}
-        write_json(self._path(name), {**record, "run_complete": run_complete})
+        self._write(name, ClassRecord(self.header, dict(data), result and dict(result), failure))
+        self.join()
 
     def complete(self, classes: Sequence[str]) -> None:
         """Record that the run of these classes got to its end: the same command then does them again."""
         for name in classes:
             record = self.record(name)
             if record is not None:
-                self.write(name, record.data, record.result, record.failure, run_complete=True)
+                self._write(name, replace(record, run_complete=True))
+        self.join()
 
-    def joined(self, order: Sequence[str]) -> dict[str, Any]:
-        """The content of results.json: all classes of such runs, in `order`, then by name."""
+    def joined(self) -> dict[str, Any]:
+        """The content of results.json: all classes of such runs."""
         found = {path.stem for path in (self.folder / "classes").glob("*.json")}
-        names = [*(name for name in order if name in found), *sorted(found - set(order))]
+        names = [*(name for name in self.order if name in found), *sorted(found - set(self.order))]
         records = {name: record for name in names if (record := self.record(name)) is not None}
         results = {name: record.result for name, record in records.items() if record.result is not None}
         return {
@@ -141,9 +145,9 @@ class ResultsFolder:
             "failed_classes": {n: record.failure for n, record in records.items() if record.failure},
         }
 
-    def join(self, order: Sequence[str]) -> dict[str, Any]:
+    def join(self) -> dict[str, Any]:
         """Write results.json, and return its content."""
-        content = self.joined(order)
+        content = self.joined()
         write_json(self.folder / RESULTS_NAME, content)
         return content
 
@@ -151,6 +155,9 @@ class ResultsFolder:
         """Classes in the folder whose results another kind of run has made."""
         names = sorted(path.stem for path in (self.folder / "classes").glob("*.json"))
         return [name for name in names if self.record(name) is None]
+
+    def _write(self, name: str, record: ClassRecord) -> None:
+        write_json(self._path(name), vars(record))
 
     def _path(self, name: str) -> Path:
         return self.folder / "classes" / f"{name}.json"

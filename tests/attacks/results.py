@@ -15,8 +15,8 @@ import torch
 from utils.files import TEMPORARY_NAME, try_lock
 
 LOCKS = {
-    ".running",
     ".saving",
+    ".index.lock",
     ".convert.lock",
     ".training",
     ".judging",
@@ -39,12 +39,16 @@ Snapshot = dict[str, Any]  # what counts of each file, by its path below the fol
 
 def snapshot(folder: Path) -> Snapshot:
     """All files below a folder, hidden ones too, but for locks and TensorBoard's."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in LOCKS]
+    files = [path for path in folder.rglob("*") if path.is_file() and not _is_lock(path)]
     return {
         path.relative_to(folder).as_posix(): _content(path)
         for path in sorted(files)
         if not path.name.startswith(EVENTS)
     }
+
+
+def _is_lock(path: Path) -> bool:
+    return path.name in LOCKS or path.parent.name == ".locks"
 
 
 def different(found: Snapshot, expected: Snapshot) -> list[str]:
@@ -58,6 +62,7 @@ def torn(found: Snapshot, *versions: Snapshot) -> list[str]:
         name
         for name, content in found.items()
         if Path(name).name not in GROWING
+        and Path(name).parent.name != "classes"  # which say whether their run has ended
         and not name.endswith(".part")  # of a sample that is not committed yet; swept at the next start
         and all(name not in version or version[name] != content for version in versions)
     )

@@ -202,7 +202,12 @@ class TestCutRun:
         return Path(shutil.copytree(cut_once, tmp_path / "cut"))
 
     def test_finished_classes_are_on_disk_and_no_table(self, cut):
-        assert all_files(cut) == ["classes/bagel.json", "report/bagel.json", "scores/bagel.csv"]
+        assert all_files(cut) == [
+            "classes/bagel.json",
+            "report/bagel.json",
+            "results.json",
+            "scores/bagel.csv",
+        ]
         assert ClassRecord.read(cut / "classes/bagel.json").run_complete is False
 
     def test_same_command_does_the_rest_and_equals_an_uncut_run(self, cut, data, tmp_path, fitted):
@@ -246,7 +251,13 @@ def test_ctrl_c_while_a_map_is_written_leaves_no_part_of_it(data, tmp_path, monk
 
     monkeypatch.setattr(tifffile, "imwrite", half)
     assert run_main(data, tmp_path, "Point_MAE", "--save_preds") == main.INTERRUPTED
-    assert all_files(tmp_path) == ["classes/bagel.json", "report/bagel.json", "scores/bagel.csv"]
+    assert all_files(tmp_path) == [
+        "classes/bagel.json",
+        "report/bagel.json",
+        "results.json",
+        "scores/bagel.csv",
+    ]
+    assert list(read_record(tmp_path)["classes"]) == ["bagel"]
 
 
 def test_disk_that_fills_up_ends_the_run_and_keeps_the_classes_that_are_done(
@@ -262,7 +273,13 @@ def test_disk_that_fills_up_ends_the_run_and_keeps_the_classes_that_are_done(
     monkeypatch.setattr(Path, "replace", full)
     assert run_main(data, tmp_path, "Point_MAE") == 1
     assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
-    assert all_files(tmp_path) == ["classes/bagel.json", "report/bagel.json", "scores/bagel.csv"]
+    assert all_files(tmp_path) == [
+        "classes/bagel.json",
+        "report/bagel.json",
+        "results.json",
+        "scores/bagel.csv",
+    ]
+    assert list(read_record(tmp_path)["classes"]) == ["bagel"]
 
 
 def test_disk_that_fills_up_under_the_pictures_leaves_the_metrics(data, tmp_path, monkeypatch, capsys):

@@ -138,7 +138,6 @@ def _as_jax_archive(model) -> dict[str, np.ndarray]:
     return arrays
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", SUPERVISED)
 def test_supervised_vit_gives_the_features_of_timms_own_loading(supervised_vit, name):
     import timm
@@ -153,7 +152,6 @@ def test_supervised_vit_gives_the_features_of_timms_own_loading(supervised_vit, 
     assert torch.equal(found, expected)
 
 
-@pytest.mark.slow
 def test_supervised_vit_and_point_bert_work_end_to_end(supervised_vit, data, tmp_path):
     from models.point_transformer.encoder import build_point_transformer
 

@@ -27,7 +27,7 @@ RESULT = {
 
 @pytest.fixture
 def results(tmp_path):
-    return ResultsFolder(tmp_path, HEADER)
+    return ResultsFolder(tmp_path, HEADER, ["bagel", "cookie", "rope"])
 
 
 def test_a_cut_run_keeps_its_class_while_header_and_data_are_equal(results, tmp_path):
@@ -55,7 +55,7 @@ def test_runs_of_other_classes_are_joined_in_order_and_other_headers_are_not(res
     results.write("bagel", DATA, RESULT)
     results.write("tire", DATA, failure="no sample")
     ResultsFolder(tmp_path, {**HEADER, "method_name": "FPFH"}).write("peach", DATA, RESULT)
-    content = results.join(["bagel", "cookie", "rope"])
+    content = results.join()
     assert list(content["classes"]) == ["bagel", "rope"]
     assert content["failed_classes"] == {"tire": "no sample"}
     assert (content["device"], content["dataset_path"]) == ("cpu, cuda:0", "data")
@@ -76,7 +76,8 @@ def test_what_an_earlier_run_left_of_a_class_goes(results, tmp_path):
         (tmp_path / name).touch()
     results.begin("bagel")
     left = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
-    assert left == ["scores/rope.csv"]
+    assert sorted(left) == ["results.json", "scores/rope.csv"]
+    assert json.loads((tmp_path / "results.json").read_text())["classes"] == {}
 
 
 @pytest.mark.parametrize(
