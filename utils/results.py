@@ -119,7 +119,7 @@ class ResultsFolder:
         failure: str | None = None,
     ) -> None:
         """Record that a class is done, or why it failed; NaN is refused with ValueError."""
-        self._write(name, ClassRecord(self.header, dict(data), result and dict(result), failure))
+        self._write(name, ClassRecord(self.header, dict(data), dict(result) if result else None, failure))
         self.join()
 
     def complete(self, classes: Sequence[str]) -> None:
