@@ -28,7 +28,7 @@ if __package__ in (None, ""):
 from models.backbones import RGB_BACKBONES, XYZ_BACKBONES
 from models.downloads import CHECKPOINT_DIR, UFF, Download
 from utils.fetching import NOTHING_KNOWN, Facts, FetchError, check, fetch
-from utils.files import alone_with, write_json
+from utils.files import alone_with, in_short, write_json
 from utils.reporting import check_writable
 from utils.schema import check_fields
 
@@ -188,7 +188,7 @@ def read_record(folder: Path) -> dict[str, dict[str, Any]]:
             check_fields(entry, {"url": str, "size": int, "sha256": str})
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{path}: is damaged ({error}); delete it, and checksums are recorded anew"
+            f"{path}: is damaged ({in_short(str(error))}); delete it, and checksums are recorded anew"
         ) from error
     return values
 
