@@ -13,6 +13,7 @@ from utils.schema import check_fields
 from utils.structures import Score, Thresholds
 
 FEW_PARTS = 10  # held-out parts below which a threshold says little
+LARGEST_SCORE = 1e30  # of a file that is believed
 MAX, QUANTILE, SIGMA = "max", "quantile", "sigma"
 RULE_HELP = "max, quantile:Q (0 < Q <= 1) or sigma:K (mean + K standard deviations)"
 
@@ -85,7 +86,12 @@ class Calibration:
         """What `as_dict` gave. Raises ValueError."""
         hints = get_type_hints(cls)
         check_fields(values, {item.name: hints[item.name] for item in fields(cls)})
-        return cls(**values)
+        calibration = cls(**values)
+        thresholds = (calibration.image_threshold, calibration.pixel_threshold, calibration.pixel_floor)
+        numbers = [*calibration.image_scores, *calibration.pixel_scores, *thresholds]
+        if not calibration.image_scores or not all(abs(number) <= LARGEST_SCORE for number in numbers):
+            raise ValueError("a calibration without scores, or with one that no part has")  # NaN is one
+        return calibration
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

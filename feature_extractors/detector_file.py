@@ -24,7 +24,7 @@ from feature_extractors.detector import Detector
 from feature_extractors.memory_bank.bank import MemoryBank, ScoreRule
 from feature_extractors.memory_bank.training_patches import Standardization
 from feature_extractors.settings import Settings
-from utils.files import atomic_path
+from utils.files import atomic_path, in_short
 from utils.schema import check_fields
 from utils.structures import Modality
 
@@ -107,8 +107,11 @@ def _read(path: Path, *, with_tensors: bool) -> tuple[Header, Settings, dict[str
         if header.calibration is not None:
             Calibration.from_dict(header.calibration)
         return header, Settings.from_dict(header.settings), tensors
-    except ValueError as error:
-        raise DetectorFileError(f"{path}: its settings or thresholds are not known here ({error})") from error
+    except (ValueError, OverflowError) as error:
+        reason = in_short(str(error))
+        raise DetectorFileError(
+            f"{path}: its settings or thresholds are not known here ({reason})"
+        ) from error
 
 
 def _header(path: Path, text: str) -> Header:
@@ -130,7 +133,7 @@ def _header(path: Path, text: str) -> Header:
 
 def _damaged(path: Path, reason: object) -> DetectorFileError:
     return DetectorFileError(
-        f"{path}: is no detector file, or is cut off or damaged ({reason!s:.200}); fit and save it again"
+        f"{path}: is no detector file, or is cut off or damaged ({in_short(str(reason))}); fit and save it again"
     )
 
 
@@ -167,7 +170,7 @@ def detector_of(tensors: Mapping[str, torch.Tensor], settings: Settings, device:
     banks: dict[Modality, MemoryBank] = {}
     for source in settings.method.sources:
         rows, scalars = tensors.pop(f"bank.{source}.rows"), tensors.pop(f"bank.{source}.standardization")
-        if rows.ndim != 2 or rows.dtype not in ROW_TYPES or scalars.shape != (2,) or not scalars[1] > 0:
+        if rows.ndim != 2 or rows.dtype not in ROW_TYPES or scalars.shape != (2,) or not _scales(scalars):
             raise ValueError(
                 f"bank {source} has rows {tuple(rows.shape)} of {rows.dtype}, scalars {scalars.tolist()}"
             )
@@ -186,6 +189,11 @@ def detector_of(tensors: Mapping[str, torch.Tensor], settings: Settings, device:
     if tensors:
         raise ValueError(f"tensors that no detector of {settings.method_name} has: {', '.join(tensors)}")
     return Detector(banks, decision)
+
+
+def _scales(scalars: torch.Tensor) -> bool:
+    """Whether a mean and a standard deviation can standardise."""
+    return bool(torch.isfinite(scalars).all() and scalars[1] > 0)
 
 
 def _linear_score(stored: torch.Tensor, num_banks: int) -> tuple[np.ndarray, LinearScore]:

@@ -27,7 +27,7 @@ settings.register_profile(
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-settings.register_profile("thorough", settings.get_profile("few"), max_examples=500)
+settings.register_profile("thorough", settings.get_profile("few"), max_examples=200)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
 
 CUDA_VARIANTS = ("gpu", "pretend_gpu")

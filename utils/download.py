@@ -29,7 +29,7 @@ from models.backbones import RGB_BACKBONES, XYZ_BACKBONES
 from models.downloads import CHECKPOINT_DIR, UFF, Download
 from utils.console import print_anything
 from utils.fetching import NOTHING_KNOWN, Facts, FetchError, check, fetch
-from utils.files import alone_with, check_writable, sweep_leftovers, write_json
+from utils.files import alone_with, check_writable, in_short, sweep_leftovers, write_json
 from utils.flags import named_path
 from utils.schema import check_fields
 
@@ -191,7 +191,7 @@ def read_record(folder: Path) -> dict[str, dict[str, Any]]:
             check_fields(entry, {"url": str, "size": int, "sha256": str})
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{path}: is damaged ({error}); delete it, and checksums are recorded anew"
+            f"{path}: is damaged ({in_short(str(error))}); delete it, and checksums are recorded anew"
         ) from error
     return values
 

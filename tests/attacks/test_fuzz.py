@@ -10,7 +10,7 @@ import pytest
 from tests.attacks.fuzz import fuzz, fuzz_in_child
 from tests.attacks.readers import READERS
 
-FEW = 100
+FEW = 50
 MANY = int(os.environ.get("M3DM_MUTANTS", "10000"))
 MOST_MEMORY_MB = 1000  # what an image of 67 million pixels takes, which a few bytes may claim to be
 
