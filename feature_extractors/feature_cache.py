@@ -86,7 +86,7 @@ class FeatureCache:
         remarks: tuple[str, ...] = ()
         source = _source(sample)
         for modality, folder in self._folders.items():
-            found = _read(_path(folder, sample), source, self._grids[modality])
+            found = read_kept(_path(folder, sample), source, self._grids[modality])
             if found is None:
                 return None
             patches[modality], remarks = found
@@ -155,7 +155,7 @@ def _write(path: Path, patches: Patches, about: Mapping[str, Any]) -> None:
         np.savez(temporary, **arrays)
 
 
-def _read(path: Path, source: list[list[int]], grid: Grid) -> tuple[Patches, tuple[str, ...]] | None:
+def read_kept(path: Path, source: list[list[int]], grid: Grid) -> tuple[Patches, tuple[str, ...]] | None:
     """Patches and remarks of a file, if it is whole and of these files; None if not."""
     try:
         headers = read_numpy_headers(path, ANEW)

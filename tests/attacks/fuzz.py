@@ -1,4 +1,4 @@
-"""Damaged files for every reader of `readers.READERS`: each must be refused in the reader's own words or give a value.
+"""Damaged files for every reader of `EVERY_READER`: each must be refused in the reader's own words or give a value.
 
 python -m tests.attacks.fuzz --mutants 10000 [--keep DIR] [READER ...]     # a line for each reader
 """
@@ -26,12 +26,15 @@ import numpy as np
 
 from tests.attacks.mutations import damaged
 from tests.attacks.readers import READERS, Reader
+from tests.attacks.result_readers import RESULT_READERS
 
 LONGEST_S = 60  # for one mutant; then it counts as a hang
 LONGEST_MESSAGE = 1200
 MOST_MEMORY = 2**30  # bytes that a reader may take beyond what the process had: an allocation above it fails
 COLUMNS = ("reader", "mutants", "refused", "accepted", "escaped", "s", "slowest, ms", "peak, MB")
 ROOT = Path(__file__).parents[2]
+
+EVERY_READER = {**READERS, **RESULT_READERS}
 
 
 @dataclass
@@ -54,7 +57,7 @@ class HangError(BaseException):
 
 def fuzz(name: str, count: int, folder: Path, keep: Path | None = None) -> Figures:
     """Read `count` mutants, the same in every call; those that escape are kept where `keep` says."""
-    reader, figures = READERS[name], Figures(name)
+    reader, figures = EVERY_READER[name], Figures(name)
     path = folder / reader.file
     path.parent.mkdir(parents=True, exist_ok=True)
     seeds = reader.seeds()
@@ -161,7 +164,7 @@ def _line(figures: Figures) -> str:
 def main() -> int:
     """Exit status: 1 when a mutant escaped."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("readers", nargs="*", default=list(READERS), metavar="READER")
+    parser.add_argument("readers", nargs="*", default=list(EVERY_READER), metavar="READER")
     parser.add_argument("--mutants", type=int, default=10_000)
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
