@@ -6,6 +6,7 @@ Every function also works in a single process without a process group, where it 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,10 @@ import torch.distributed as dist
 # Optimisers import it late. Its functions' default argument would then be the group that is there, so that group
 # and its threads would live on after `leave`, into Python's end, where they now and then abort the process.
 import torch.distributed.nn
+
+# One for each of Gloo's two threads, which let go of a message a moment after it was summed. If nobody else held it
+# they would need the interpreter for that, while `leave` waits for them without giving it up (torch 2.5 to 2.7 hang).
+_last_messages: deque[torch.Tensor] = deque(maxlen=2)
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ def leave() -> None:
     """End what `join` began."""
     if _is_joined():
         dist.destroy_process_group()
+        _last_messages.clear()
 
 
 def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
@@ -149,6 +155,8 @@ def _all_reduce(tensor: torch.Tensor) -> None:
             f"process {dist.get_rank()} of {dist.get_world_size()} lost another one; the first error of all "
             "processes says why"
         ) from error
+    if tensor.device.type == "cpu":
+        _last_messages.append(tensor)
 
 
 def _is_joined() -> bool:
