@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,15 @@ def test_pins_are_exact_public_versions_with_hashes() -> None:
 def test_no_address_and_no_option_is_in_the_lock() -> None:
     assert "//" not in LOCK
     assert not [line for line in LOCK.splitlines() if line.startswith("-")]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize("locked", ["0", "1"])
+@pytest.mark.parametrize("target", ["demo", "test", "bench"])
+def test_make_installs_from_the_lock_if_asked_and_mixes_no_environments(target: str, locked: str) -> None:
+    changed = [f"--what-if={name}" for name in ("requirement.txt", "requirement.lock")]
+    command = ["make", "--dry-run", *changed, target, f"LOCKED={locked}"]
+    plan = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    environments = set(re.findall(r"\.venv[a-z-]*(?=/bin)", plan))
+    assert environments == {".venv-locked" if locked == "1" else ".venv"}
+    assert ("--require-hashes -r requirement.lock" in plan) == (locked == "1")
