@@ -4,9 +4,14 @@
 # make attacks    the slow tests: commands killed, disks full (tests/attacks); M3DM_ATTACKS=20 for more of them
 # make check      lint, format, types
 # make bench      the benchmarks
+# make lock       pins anew, in requirement.lock, all that requirement.txt installs
+# LOCKED=1        with any of these: the environment is .venv-locked, with the versions of requirement.lock
 
 PYTHON ?= python3
-BIN := .venv/bin
+LOCK := $(filter-out 0,$(LOCKED))
+VENV := $(if $(LOCK),.venv-locked,.venv)
+REQUIREMENTS := $(if $(LOCK),requirement.lock,requirement.txt)
+BIN := $(VENV)/bin
 WEIGHTS := $(if $(and $(wildcard checkpoints/dino_vitbase8_pretrain.pth),$(wildcard checkpoints/pointmae_pretrain.pth)),pretrained,random)
 DEMO := demo/$(WEIGHTS)
 DEMO_MAIN := $(BIN)/python main.py --dataset_path demo/preprocessed $(if $(filter random,$(WEIGHTS)),--random_weights)
@@ -16,18 +21,18 @@ RUN := $(abspath $(DATA)) $(CLASSES)
 STAGE := $(BIN)/python main.py --dataset_path "$(DATA)" $(if $(CLASSES),--class_name $(CLASSES))
 UFF := $(OUT)/uff/checkpoint-4.pth
 
-.PHONY: demo reproduce same_run test attacks check bench clean
+.PHONY: demo reproduce same_run test attacks check bench lock clean
 
-.venv/requirement.stamp: requirement.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -r requirement.txt
+$(VENV)/requirement.stamp: $(REQUIREMENTS)
+	$(PYTHON) -m venv $(if $(LOCK),--clear) $(VENV)
+	$(BIN)/python -m pip install --quiet $(if $(LOCK),--require-hashes) -r $(REQUIREMENTS)
 	touch $@
 
-.venv/requirement-dev.stamp: requirement-dev.txt .venv/requirement.stamp
+$(VENV)/requirement-dev.stamp: requirement-dev.txt $(VENV)/requirement.stamp
 	$(BIN)/python -m pip install --quiet -r requirement-dev.txt
 	touch $@
 
-demo: .venv/requirement.stamp
+demo: $(VENV)/requirement.stamp
 	$(BIN)/python utils/demo_data.py demo/mvtec3d
 	$(BIN)/python utils/preprocessing.py demo/mvtec3d/ --output_dir demo/preprocessed
 	$(DEMO_MAIN) --method_name DINO+Point_MAE --memory_bank multiple --results_dir $(DEMO)/two_banks \
@@ -54,7 +59,7 @@ same_run:
 	@echo "$(RUN)" | cmp -s - "$(OUT)/run.txt" || { \
 		echo "make reproduce: OUT=$(OUT) holds a run with other DATA or CLASSES: $$(cat "$(OUT)/run.txt"); name another"; exit 1; }
 
-$(OUT)/stage1.done: | .venv/requirement.stamp same_run
+$(OUT)/stage1.done: | $(VENV)/requirement.stamp same_run
 	$(STAGE) --method_name DINO+Point_MAE --memory_bank multiple --rgb_backbone_name vit_base_patch8_224_dino \
 		--xyz_backbone_name Point_MAE --save_feature --save_feature_path "$(OUT)/patch_lib" --results_dir "$(OUT)/two_banks"
 	@touch $@
@@ -69,19 +74,25 @@ $(OUT)/stage3.done: | $(UFF)
 		--results_dir "$(OUT)/three_banks"
 	@touch $@
 
-test: .venv/requirement-dev.stamp
+test: $(VENV)/requirement-dev.stamp
 	$(BIN)/python -m pytest
 
-attacks: .venv/requirement-dev.stamp
+attacks: $(VENV)/requirement-dev.stamp
 	$(BIN)/python -m pytest -m slow
 
-check: .venv/requirement-dev.stamp
+check: $(VENV)/requirement-dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/requirement-dev.stamp
+bench: $(VENV)/requirement-dev.stamp
 	$(BIN)/python benchmarks/run_all.py
 
+# For Python 3.10 and newer, on every platform that has wheels. Needs uv (pip install uv). What is pinned already stays
+# where requirement.txt allows it; UPGRADE=1 takes the newest versions instead.
+lock:
+	$(PYTHON) -m uv pip compile --quiet --no-config --no-emit-index-url --no-header --universal --python-version 3.10 \
+		--generate-hashes $(if $(UPGRADE),--upgrade) requirement.txt --output-file requirement.lock
+
 clean:
-	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-locked demo .pytest_cache .mypy_cache .ruff_cache

@@ -6,6 +6,7 @@ Every function also works in a single process without a process group, where it 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,6 +20,10 @@ import torch.distributed as dist
 import torch.distributed.nn
 
 from utils.world import World
+
+# One for each of Gloo's two threads, which let go of a message a moment after it was summed. If nobody else held it
+# they would need the interpreter for that, while `leave` waits for them without giving it up (torch 2.5 to 2.7 hang).
+_last_messages: deque[torch.Tensor] = deque(maxlen=2)
 
 
 def join(
@@ -56,6 +61,7 @@ def leave() -> None:
     """End what `join` began."""
     if _is_joined():
         dist.destroy_process_group()
+        _last_messages.clear()
 
 
 def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:

@@ -106,4 +106,6 @@ def test_no_thread_of_the_group_outlives_it():
         timeout=120,
         check=True,
     )
+    if done.stdout.count("during: False") == 2:
+        pytest.skip("this PyTorch gives its threads no names")
     assert done.stdout.count("during: True, after: False") == 2, done.stdout
