@@ -1,5 +1,6 @@
 # make demo       the whole pipeline on a small made-up data set, from nothing (README, "Two commands")
 # make reproduce  the three stages with the published weights: DATA=datasets/mvtec3d [CLASSES="bagel rope"] [OUT=DIR]
+#                 features are extracted once and kept in OUT/features, 7 MB a sample; FEATURES= keeps none
 # make test       the tests, from nothing
 # make attacks    the slow tests: commands killed, disks full (tests/attacks); M3DM_ATTACKS=20 for more of them
 # make check      lint, format, types
@@ -17,8 +18,10 @@ DEMO := demo/$(WEIGHTS)
 DEMO_MAIN := $(BIN)/python main.py --dataset_path demo/preprocessed $(if $(filter random,$(WEIGHTS)),--random_weights)
 
 OUT ?= results/reproduce
+FEATURES ?= $(OUT)/features
 RUN := $(abspath $(DATA)) $(CLASSES)
-STAGE := $(BIN)/python main.py --dataset_path "$(DATA)" $(if $(CLASSES),--class_name $(CLASSES))
+STAGE := $(BIN)/python main.py --dataset_path "$(DATA)" $(if $(CLASSES),--class_name $(CLASSES)) \
+	$(if $(FEATURES),--features "$(FEATURES)")
 UFF := $(OUT)/uff/checkpoint-4.pth
 
 .PHONY: demo reproduce same_run test attacks check bench lock clean

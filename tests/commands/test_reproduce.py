@@ -61,6 +61,7 @@ def test_the_three_stages_have_the_readme_s_flags_and_pass_on_what_they_leave(ou
         flags = {flag for flag in published if not flag.startswith(("checkpoints", "datasets"))}
         assert flags <= set(ours)
     assert first[1:3] == third[1:3] == data
+    assert first[3:5] == third[3:5] == ["--features", f"{out}/features"]
     stage1 = main.get_args_parser().parse_args(first[1:])
     stage2 = fusion_pretrain.get_args_parser().parse_args(second[second.index("fusion_pretrain.py") + 1 :])
     stage3 = main.get_args_parser().parse_args(third[1:])
