@@ -367,7 +367,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return fail(PROGRAM, "interrupted; repeat the same command to resume", INTERRUPTED)
     except Terminated:
-        return TERMINATED
+        return fail(PROGRAM, "terminated; repeat the same command to resume", TERMINATED)
 
 
 def run(options: RunOptions, settings: Settings, data: DataOptions) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +138,16 @@ class ClassRun:
                 of_samples = saving(self.store, self.files.name, patches) if self.store else patches
                 self.model.fit_patches(of_samples, expected=len(samples))
             except ValueError:
-                for _ in patches:  # the others wait until theirs are taken
+                for (
+                    _
+                ) in patches:  # the others wait until theirs are taken; nothing comes if that is what failed
                     pass
                 raise
             return detector_tensors(self.model.detector_) if len(self.team.ranks) > 1 else {}
 
         if not self.team.leads:
-            next(patches, None)  # there are none; its share is extracted on the way
+            with suppress(ValueError):  # of which the leader knows, and tells all
+                next(patches, None)  # there are none; its share is extracted on the way
         tensors = self.team.from_leader(fit)
         if not self.team.leads:
             self.model.detector_ = detector_of(tensors, self.model.settings, self.model.device)

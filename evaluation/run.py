@@ -288,7 +288,11 @@ def _write_summary(
     for variant, record in records.items():
         failed |= {name: f"{variant}: {reason}" for name, reason in record["failed_classes"].items()}
     row = f"{_row_name(options, runs[0].model)} ({_about(runs)})"
-    content = {**first, "row": row, "complete": True, "classes": classes, "failed_classes": failed}
+    content = {
+        **first,
+        **{"row": row, "shot_seed": None, "shake_seed": None, "variants": list(records)},
+        **{"complete": True, "classes": classes, "failed_classes": failed},
+    }
     write_json(options.results_dir / RESULTS_NAME, content)
     deviations = {name: result["deviation"] for name, result in classes.items()}
     return append_tables(options.results_dir, f"{row}, mean", classes) + append_tables(

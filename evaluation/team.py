@@ -60,24 +60,30 @@ class Team:
     ) -> Iterator[Result]:
         """`run` of this process's share of the items; the leader gets all results, in order, the others none.
 
-        What the others' observers were told, the leader's is told beside the results.
+        What the others' observers were told, the leader's is told beside the results. A ValueError of any of them is
+        raised in the leader, when the others have got rid of their results.
         """
         own = run(list(items[self.place :: len(self.ranks)]))
         if not self.leads:
             assert isinstance(observer, Notes)
-            with lost_process():
-                for result in own:
-                    dist.send_object_list([(result, observer.taken())], self.ranks[0], self.group)
+            self._send_all(own, observer)
             return
+        failed: dict[int, ValueError] = {}  # by place; those have no more to give
         for i in range(len(items)):
             place = i % len(self.ranks)
-            if place == 0:
-                yield next(own)
+            if place in failed or (failed and place == 0):
                 continue
-            result, notes = self._received(self.ranks[place])
+            message = self._own(own) if place == 0 else self._received(self.ranks[place])
+            if isinstance(message, ValueError):
+                failed[place] = message
+                continue
+            result, notes = message
             for kind, sample, text in notes:
                 getattr(observer, kind)(sample, text)
-            yield result
+            if not failed:
+                yield result
+        if failed:
+            raise next(iter(failed.values()))
         next(own, None)  # lets it end what it began, a progress bar for instance
 
     def from_leader(self, make: Callable[[], Result]) -> Result:
@@ -96,6 +102,23 @@ class Team:
             raise message[0]
         made: Result = message[0]
         return made
+
+    def _send_all(self, own: Iterator[Any], notes: Notes) -> None:
+        """Send each result with what was told meanwhile, or the error that ends them."""
+        with lost_process():
+            try:
+                for result in own:
+                    dist.send_object_list([(result, notes.taken())], self.ranks[0], self.group)
+            except ValueError as error:
+                dist.send_object_list([error], self.ranks[0], self.group)
+                raise
+
+    @staticmethod
+    def _own(results: Iterator[Result]) -> tuple[Result, list[Any]] | ValueError:
+        try:
+            return next(results), []
+        except ValueError as error:
+            return error
 
     def _received(self, rank: int) -> Any:
         message: list[Any] = [None]

@@ -2,20 +2,25 @@
 
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from evaluation import team as team_module
 from evaluation.team import Team, shares
 from tests.conftest import write_class
 from tests.tiny_runs import SMALL, VIT_S, all_files, run_main
 from utils.image_files import write_xyz
+from utils.observer import Observer
 
 ROOT = Path(__file__).parents[2]
 TIMES = ("seconds", "memory_mb", "peak_memory_mb")
@@ -141,6 +146,48 @@ def test_classes_go_to_processes_and_when_they_are_few_processes_to_classes():
         for processes in range(1, 6):
             for teams in shares(classes, processes):
                 assert sorted(rank for team in teams for rank in team) == list(range(processes))
+
+
+class _Mailbox:
+    """Stands in for torch.distributed between the places of a team, each in a thread of its own."""
+
+    def __init__(self, monkeypatch):
+        self._of = {1: queue.Queue(maxsize=1), 2: queue.Queue(maxsize=1)}
+        self._here = threading.local()
+        monkeypatch.setattr(team_module.dist, "send_object_list", self._send)
+        monkeypatch.setattr(team_module.dist, "recv_object_list", self._receive)
+
+    def _send(self, message, _to, _group):
+        self._of[self._here.place].put(message[0], timeout=20)
+
+    def _receive(self, message, rank, _group):
+        message[0] = self._of[rank].get(timeout=20)
+
+    def run(self, items, work):
+        """Results, or the error, of each place."""
+
+        def of_place(place):
+            self._here.place = place
+            team = Team((0, 1, 2), place)
+            try:
+                return list(team.in_order(items, work, team.observer(Observer())))
+            except ValueError as error:
+                return str(error)
+
+        with ThreadPoolExecutor(3) as pool:
+            return list(pool.map(of_place, range(3)))
+
+
+@pytest.mark.parametrize("bad", [0, 1, 5, 10])
+def test_an_error_in_any_process_ends_the_class_and_nobody_waits(monkeypatch, bad):
+    def work(items):
+        for item in items:
+            if item == bad:
+                raise ValueError(f"item {item}")
+            yield item
+
+    assert _Mailbox(monkeypatch).run(range(11), work)[0] == f"item {bad}"
+    assert _Mailbox(monkeypatch).run(range(20, 31), work) == [list(range(20, 31)), [], []]
 
 
 def test_alone_a_team_does_everything_in_order():
