@@ -121,7 +121,7 @@ class M3DM:
         """This model with another `random_state`, not fitted; the two share their networks."""
         other = copy.copy(self)
         other.settings = replace(self.settings, random_state=random_state)
-        other.__dict__.pop("detector_", None)
+        other.forget()
         return other
 
     def fit(self, samples: str | Path | Iterable[tuple[Picture, Picture]]) -> M3DM:
@@ -194,13 +194,14 @@ class M3DM:
         items = as_parts(samples)
         detector = self._fitted()
 
-        def plausible_score(patches: Mapping[Modality, Patches]) -> Score:
-            score = detector.score(patches)
-            if not np.isfinite(score.image) or score.image == 0:
-                raise ValueError(f"its score is {score.image}, which no part has")
-            return score
+        def score(patches: Mapping[Modality, Patches]) -> Score:
+            return plausible(detector.score(patches))
 
-        return self._pipeline(load).run(items, part_names(items), plausible_score, self.observer, title)
+        return self._pipeline(load).run(items, part_names(items), score, self.observer, title)
+
+    def forget(self) -> None:
+        """Give the detector's memory back; the model is then as if it had never been fitted."""
+        self.__dict__.pop("detector_", None)
 
     def save(self, path: str | Path, dtype: RowsDtype = "float32") -> None:
         """Write the fitted detector to one file, without the networks; `dtype` of the bank rows."""
@@ -267,6 +268,13 @@ class M3DM:
         if count == 0:
             raise DatasetError("no training sample can be used")
         return {source: collector.joined() for source, collector in collectors.items()}, count
+
+
+def plausible(score: Score) -> Score:
+    """The score itself. Raises ValueError for one that no part has: 0 would be the most normal of all."""
+    if not np.isfinite(score.image) or score.image == 0:
+        raise ValueError(f"its score is {score.image}, which no part has")
+    return score
 
 
 def _check_same(what: str, fitted: dict[str, Any], given: dict[str, Any], path: str | Path) -> None:

@@ -232,6 +232,9 @@ def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--precision", choices=["float32", "bf16"], help="arithmetic of the networks; bf16 shifts scores")
     add("--seed", type=seed, help="of random weights, of live DropPath and of --holdout")
+    add("--dist_url", default="env://", help="address where several processes meet (docs/studies.md)")
+    # torch.distributed.launch gives it to its processes, which know it from the environment
+    add("--local_rank", "--local-rank", type=int, default=-1, help=argparse.SUPPRESS)
 
 
 def find_contradiction(args: argparse.Namespace) -> str | None:
@@ -267,7 +270,6 @@ def find_contradiction(args: argparse.Namespace) -> str | None:
 
 
 def _study_problems(args: argparse.Namespace) -> list[tuple[bool, str]]:
-    several = len(args.random_states or ()) > 1 or len(args.shot_seeds) > 1 or len(args.shake_seeds) > 1
     changes = args.random_states is not None or args.shots is not None or args.shake is not None
     lists = {
         "random_states": args.random_states or (),
@@ -287,12 +289,12 @@ def _study_problems(args: argparse.Namespace) -> list[tuple[bool, str]]:
         ),
         *((len(set(v)) < len(v), f"--{name}: names a seed twice") for name, v in lists.items()),
         (
-            several and (args.save_feature or args.save_detector is not None),
-            "--save_feature and --save_detector write one of each class; use one seed",
+            changes and (args.save_feature or args.save_detector is not None),
+            "--random_states, --shots and --shake are for studies; drop them, or --save_feature and --save_detector",
         ),
         (
-            args.shake is not None and args.save_detector is not None,
-            "--shake is for studies; drop it, or --save_detector",
+            args.features is not None and args.fingerprint == "contents",
+            "--features notices changes by sizes and times; drop it, or --fingerprint contents",
         ),
         (
             args.load_detector is not None and changes,
@@ -355,7 +357,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(problem)
     try:
         with ended_by_sigterm():
-            return run(options_from_args(args), settings, data_from_args(args))
+            return run(options_from_args(args), settings, data_from_args(args), args.local_rank)
     except ConnectionError as error:
         time.sleep(FIRST_ERROR_S)  # let the process that failed first be the one that is heard
         return fail(PROGRAM, f"error: {error}", 1)
@@ -370,10 +372,10 @@ def main(argv: list[str] | None = None) -> int:
         return fail(PROGRAM, "terminated; repeat the same command to resume", TERMINATED)
 
 
-def run(options: RunOptions, settings: Settings, data: DataOptions) -> int:
+def run(options: RunOptions, settings: Settings, data: DataOptions, local_rank: int = -1) -> int:
     """Check what can be checked before the work, then do the classes; returns the exit status."""
     end_with_launcher()
-    world = find_world()
+    world = find_world(local_rank=local_rank)
     classes = _checked(options, settings, data) if world.is_main else []
     names = [files.name for files in classes]
     with alone_with_classes(options.results_dir, names) if world.is_main else nullcontext():

@@ -6,12 +6,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from evaluation.team import Team
-from utils.files import try_lock
+from utils.files import TEMPORARY_PREFIX, try_lock
 
 PREFIX = ".at_work_"
 DONE, STOPPED = "-", "!"  # in place of a class: all is done; ended because of another process
@@ -21,11 +21,13 @@ LOOK_EVERY_S = 0.2
 class AtWork:
     """A small file a process, named by its rank, which tells its class and is locked while the process lives.
 
-    On file systems without locks nobody is ever seen to be gone; the launcher then has to end the others.
+    On file systems without locks nobody is ever seen to be gone; the launcher then has to end the others. A process
+    that is alone has no file.
     """
 
-    def __init__(self, folder: Path, team: Team, file: IO[str], *, locks_work: bool) -> None:
-        self._folder, self._team, self._file = folder, team, file
+    def __init__(self, team: Team, file: IO[str] | None = None, *, locks_work: bool = False) -> None:
+        self._team, self._file = team, file
+        self._folder = Path(file.name).parent if file else Path()
         self._locks_work = locks_work
 
     @classmethod
@@ -33,34 +35,31 @@ class AtWork:
     def announced(cls, results: Path, team: Team) -> Iterator[AtWork]:
         """This process among all processes of its run, while the block runs.
 
-        Raises ValueError when they don't see the same results folder.
+        Raises ValueError when they don't see the same results folder, and ConnectionError when one is gone already.
         """
-        folder = Path(team.from_leader(lambda: _new_folder(results)))
-        if not folder.is_dir():
-            raise ValueError(
-                f"--results_dir {results}: process {team.place} does not see what process 0 writes there; "
-                "use a folder that all machines share"
-            )
-        path = folder / str(team.place)
-        with path.open("w", encoding="utf-8") as file:
-            try_lock(file)
-            try:
-                yield cls(folder, team, file, locks_work=_is_locked(path))
-            finally:
-                if len(team.ranks) == 1:  # nobody looks at it
-                    shutil.rmtree(folder, ignore_errors=True)
+        if team.leads:
+            _sweep(results)
+        if len(team.ranks) == 1:
+            yield cls(team)
+            return
+        with ExitStack() as held:
+            file = _own_file(results, team, held)
+            locks_work = _is_locked(Path(file.name))
+            team.meet()  # from now on a file that is not there means that its process has failed
+            yield cls(team, file, locks_work=locks_work)
 
     def on(self, class_name: str) -> None:
         """This process now works on that class."""
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.write(class_name)
-        self._file.flush()
+        if self._file:
+            self._file.seek(0)
+            self._file.truncate()
+            self._file.write(class_name)
+            self._file.flush()
 
     def done(self) -> None:
         """This process has no more to do; the first waits for the others. Raises ConnectionError when one is gone."""
         self.on(DONE)
-        if not self._team.leads:
+        if not self._team.leads or not self._file:
             return
         while not all(self._text(rank) == DONE for rank in self._others()):
             if any(self._is_gone(rank) for rank in self._others()):
@@ -87,23 +86,57 @@ class AtWork:
 
     def _is_gone(self, rank: int) -> bool:
         path = self._folder / str(rank)
-        there = path.exists()
-        return self._locks_work and there and self._text(rank) != DONE and not _is_locked(path)
+        if not path.exists():
+            return self._team.leads  # which alone removes the folder, at its end
+        return self._locks_work and self._text(rank) != DONE and not _is_locked(path)
 
     def _text(self, rank: int) -> str:
         path = self._folder / str(rank)
         return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-def _new_folder(results: Path) -> str:
-    """A folder for a run; those that killed runs have left go. Those of runs that live hold a lock."""
+def _own_file(results: Path, team: Team, held: ExitStack) -> IO[str]:
+    """This process's locked file in the folder that the leader makes; `held` closes it.
+
+    Raises ValueError when the folder can't be seen.
+    """
+
+    def opened(folder: Path) -> IO[str]:
+        file = held.enter_context((folder / str(team.place)).open("w", encoding="utf-8"))
+        try_lock(file)
+        return file
+
+    files = []
+
+    def make() -> str:
+        folder = tempfile.mkdtemp(prefix=PREFIX, dir=results)
+        files.append(opened(Path(folder)))
+        return folder
+
+    folder = Path(team.from_leader(make))
+    if not folder.is_dir():
+        raise ValueError(
+            f"--results_dir {results}: process {team.place} does not see what process 0 writes there; "
+            "use a folder that all machines share"
+        )
+    return files[0] if team.leads else opened(folder)
+
+
+def _sweep(results: Path) -> None:
+    """Remove what killed runs have left. Those of runs that live hold a lock, where there are any."""
     for folder in results.glob(f"{PREFIX}*"):
-        files = list(folder.iterdir())
-        if files and not any(_is_locked(path) for path in files):
-            shutil.rmtree(folder, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=PREFIX, dir=results)
+        with suppress(OSError):  # its run has just removed it
+            files = list(folder.iterdir())
+            if files and _locks_work(results) and not any(_is_locked(path) for path in files):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locks_work(folder: Path) -> bool:
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=TEMPORARY_PREFIX) as file:
+        try_lock(file)
+        return _is_locked(Path(file.name))
 
 
 def _is_locked(path: Path) -> bool:
-    with path.open("a") as file:
+    with path.open("r+") as file:
         return not try_lock(file)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +12,25 @@ import numpy as np
 from dataset import SampleFiles
 from evaluation.data import ClassFiles
 from evaluation.evaluate import EvaluatedClass, evaluate
+from evaluation.fitting import fit_in_team, restore_in_team, scores_of
 from evaluation.options import ClassOptions, Variant
 from evaluation.saving import CONTACT_SHEET, save_predictions
-from evaluation.study import drawn, shaken_all
+from evaluation.study import drawn
 from evaluation.team import Team
-from feature_extractors.detector_file import detector_of, detector_tensors
-from feature_extractors.saved_features import saving
 from m3dm_runner import M3DM
 from models.uff.feature_store import FeatureStoreWriter
+from utils.files import stamp
 from utils.metrics import METRICS, measure
 from utils.observer import ClassReport
 from utils.preprocess.record import read_record
 from utils.report.figures import write_figures
 from utils.reporting import class_summary, write_scores
 from utils.results import ResultsFolder
-from utils.structures import Modality, Patches, Score
+from utils.structures import Score
 
 SHOWN_REASONS = 3  # of left-out samples, in an error
 DETECTOR_SUFFIX = ".m3dm"
 MOST_TRAIN_LEFT_OUT, MOST_TEST_LEFT_OUT = 0.5, 0.1  # shares of a class; beyond them its results are doubtful
-Found = Mapping[Modality, Patches]
 
 
 class ClassRun:
@@ -58,7 +55,7 @@ class ClassRun:
         self.team = team or Team()
         self.variant = variant or Variant()
         self.store = store
-        self._drawn: list[str] | None = None  # paths of the few shots
+        self._used: list[str] = []  # paths of the training samples
 
     def run(self) -> None:
         """Score the class; its files are on disk at the end. If its data is no good it is recorded as failed.
@@ -68,14 +65,22 @@ class ClassRun:
         report = ClassReport(shown=self.team.ranks[0] == 0)
         self.model.observer = self.team.observer(report)
         if self.team.leads:
-            self.results.begin(self.files.name)
+            self._begin()
         try:
             evaluated = self._evaluated(report)
             if self.team.leads:
                 self._write(evaluated, report)
-        except ValueError as error:
+        except ValueError as error:  # which the leader has, or was told
             if self.team.leads:
                 self._record_failure(f"{error}{_reasons(report)}")
+        finally:
+            self.model.forget()
+
+    def _begin(self) -> None:
+        """Remove what earlier runs have left of the class."""
+        self.results.begin(self.files.name)
+        if self.options.save_detector is not None:
+            detector_path(self.options.save_detector, self.files.name).unlink(missing_ok=True)
 
     def is_done(self) -> bool:
         """Whether a cut run has done the class, and what it left on disk is there still."""
@@ -95,7 +100,7 @@ class ClassRun:
         return {
             "dataset_path": str(self.files.dataset_path),
             "fingerprint": self.files.fingerprint,
-            "detector": _stamp(detector_path(loaded, self.files.name)) if loaded else None,
+            "detector": stamp(detector_path(loaded, self.files.name)) if loaded else None,
         }
 
     def _has_pictures(self) -> bool:
@@ -106,10 +111,11 @@ class ClassRun:
         """The fitted or loaded model on the test samples, None without any; the report gets metrics and counts."""
         name, model, options = self.files.name, self.model, self.options
         if options.load_detector is not None:
-            model.restore(detector_path(options.load_detector, name))
+            restore_in_team(model, detector_path(options.load_detector, name), self.team)
         else:
             self._fit()
         report.counts = getattr(model, "counts_", {})
+        report.doubt = self._doubt(report)
         if not self.files.test:
             report.metrics = dict.fromkeys(metric.key for metric in METRICS)
             return None
@@ -125,52 +131,15 @@ class ClassRun:
         return evaluated
 
     def _fit(self) -> None:
-        """Fit in the leader, on what the team extracts, and give all of the team the detector."""
         samples, held_out = held_out_apart(self.files.train, self.options.holdout, self.model.settings.seed)
         samples = drawn(self.variant, samples, self.files.name)[: self.model.settings.sample_limit]
-        self._drawn = [sample.path for sample in samples] if self.variant.shots else None
-        patches = self.team.in_order(samples, self._extracted, self.model.observer)
-        if self.team.leads:
-            patches = shaken_all(self.variant, samples, (self._here(found) for found in patches))
-
-        def fit() -> dict[str, Any]:
-            try:
-                of_samples = saving(self.store, self.files.name, patches) if self.store else patches
-                self.model.fit_patches(of_samples, expected=len(samples))
-            except ValueError:
-                for (
-                    _
-                ) in patches:  # the others wait until theirs are taken; nothing comes if that is what failed
-                    pass
-                raise
-            return detector_tensors(self.model.detector_) if len(self.team.ranks) > 1 else {}
-
-        if not self.team.leads:
-            with suppress(ValueError):  # of which the leader knows, and tells all
-                next(patches, None)  # there are none; its share is extracted on the way
-        tensors = self.team.from_leader(fit)
-        if not self.team.leads:
-            self.model.detector_ = detector_of(tensors, self.model.settings, self.model.device)
-            self.model.calibration_ = None
-        elif self.options.save_detector is not None:
+        self._used = [sample.path for sample in samples]
+        fit_in_team(self.model, samples, self.team, self.variant, self.files.name, self.store)
+        if self.team.leads and self.options.save_detector is not None:
             self._save_detector(held_out or self.files.validation)
 
-    def _extracted(self, samples: list[SampleFiles]) -> Iterator[Found | None]:
-        for patches in self.model.extract_all(samples, f"{self.files.name} train"):
-            yield patches if self.team.leads or patches is None else _portable(patches)
-
-    def _here(self, patches: Found | None) -> Found | None:
-        device = self.model.device
-        return patches and {name: found.to(device) for name, found in patches.items()}
-
     def _scores(self, samples: list[SampleFiles]) -> Iterator[Score | None]:
-        title = f"{self.files.name} test"
-        if not self.variant.shake:
-            yield from self.model.predict_all(samples, title)
-            return
-        patches = self.model.extract_all(samples, title)
-        for found in shaken_all(self.variant, samples, patches):
-            yield None if found is None else self.model.detector_.score(found)
+        return scores_of(self.model, samples, self.variant, f"{self.files.name} test")
 
     def _save_detector(self, held_out: list[SampleFiles]) -> None:
         """Save the fitted model, with thresholds where there are good parts to take them from."""
@@ -205,7 +174,8 @@ class ClassRun:
         write_scores(folder, name, evaluated.rows() if evaluated else [])
         if evaluated:
             write_figures(folder, name, evaluated.figures())
-        result = {**report.as_dict(), "training_samples": self._drawn, "device": str(self.model.device)}
+        used = self._used if self.variant.shots else None
+        result = {**report.as_dict(), "training_samples": used, "device": str(self.model.device)}
         result["point_ops"] = self.model.point_ops
         self.results.write(name, self.data(), result)
         if evaluated and self.options.save_preds:
@@ -216,7 +186,7 @@ class ClassRun:
             print(f"{name}: no test samples; the detector is fitted and saved, and not evaluated", flush=True)
 
     def _record_failure(self, reason: str) -> None:
-        self.results.begin(self.files.name)
+        self._begin()
         self.results.write(self.files.name, self.data(), failure=reason)
         print(f"{self.files.name}: failed: {reason}", file=sys.stderr, flush=True)
 
@@ -243,22 +213,6 @@ def _test_counts(evaluated: EvaluatedClass) -> dict[str, int]:
     counts = {"test": len(evaluated.files), "test_anomalous": int(labels.sum())}
     unlabelled = len(evaluated.files) - len(labels)
     return {**counts, **({"test_unlabelled": unlabelled} if unlabelled else {})}
-
-
-def _portable(patches: Found) -> Found:
-    """Patches that can be sent to another process: on the CPU, without the batch that they are a view of."""
-    return {
-        name: dataclasses.replace(found.to("cpu"), rows=found.rows.to("cpu").clone())
-        for name, found in patches.items()
-    }
-
-
-def _stamp(path: Path) -> str | None:
-    """Size and time of a file; None where there is none."""
-    if not path.is_file():
-        return None
-    stat = path.stat()
-    return f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
 
 
 def _reasons(report: ClassReport) -> str:

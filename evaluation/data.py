@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from dataset import DATASETS, SampleFiles, check_plausible, find_classes, list_samples
+from utils.files import stamp
 from utils.resources import sha256_of
 
 UNKNOWN = "unknown"  # a test kind of parts that nobody has judged
@@ -59,10 +60,6 @@ def find_class_files(options: DataOptions) -> list[ClassFiles]:
 
 
 def _class_files(options: DataOptions, name: str) -> ClassFiles:
-    if not name.isprintable():
-        raise ValueError(
-            f"{options.dataset_path}: class {name!r}: a name must fit on one line; rename the folder"
-        )
     find_samples = DATASETS[options.dataset_type].find_samples
     folder = options.dataset_path / name
     train = list_samples(folder, "train", find_samples)
@@ -86,15 +83,9 @@ def fingerprint(samples: Iterable[SampleFiles], by: FingerprintBy = "times") -> 
         digest.update(f"{sample.path}\0{sample.label}\0".encode("utf-8", "surrogateescape"))
         for path in (sample.rgb, sample.xyz, sample.mask):
             if path is not None:
-                digest.update(_stamp(path, by).encode())
+                told = stamp(path) if by == "times" else f"{path.name} {sha256_of(path)}"
+                digest.update(f"{told}\n".encode())
     return digest.hexdigest()
-
-
-def _stamp(path: Path, by: FingerprintBy) -> str:
-    if by == "contents":
-        return f"{path.name} {sha256_of(path)}\n"
-    stat = path.stat()
-    return f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n"
 
 
 def _labelled_by_folder(sample: SampleFiles) -> SampleFiles:

@@ -10,6 +10,8 @@ from pathlib import Path
 from feature_extractors.calibration import MAX
 from models.backbones import PointOps
 
+TEMPORARY_FEATURES = ".features"  # of a study without --features; its classes' folders go when they are done
+
 
 @dataclass(frozen=True)
 class ClassOptions:
@@ -55,6 +57,7 @@ class RunOptions:
 
     results_dir: Path
     checkpoint_dir: Path
+    method_name: str
     fusion_module_path: Path | None = None
     random_weights: bool = False
     device: str = "auto"
@@ -63,6 +66,7 @@ class RunOptions:
     num_workers: int = 0
     features: Path | None = None
     save_feature_path: Path | None = None
+    dist_url: str = "env://"
     dataset_type: str = "mvtec3d"
     label_by_folder: bool = False
     each_class: ClassOptions = field(default_factory=ClassOptions)

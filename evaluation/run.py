@@ -4,39 +4,29 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
 
 from dataset import DATASETS
 from evaluation.at_work import AtWork
 from evaluation.class_run import ClassRun
 from evaluation.data import ClassFiles
-from evaluation.options import RunOptions, Variant
-from evaluation.study import summary
-from evaluation.team import PATIENCE, Team, everyone, plan_teams
+from evaluation.finish import VariantRun, finish, remove_stale, row_name
+from evaluation.options import TEMPORARY_FEATURES, RunOptions, Variant
+from evaluation.team import Team, everyone, plan_teams
 from feature_extractors.networks import attention
 from feature_extractors.saved_features import store_meta
 from feature_extractors.settings import Settings
 from m3dm_runner import M3DM
 from models.uff.feature_store import FeatureStoreWriter, StoreMeta
 from utils.distributed import join, leave
-from utils.files import write_json
-from utils.report.run_report import write_report
-from utils.reporting import append_tables, problem_lines, versions
-from utils.results import RESULTS_NAME, ResultsFolder
+from utils.reporting import versions
+from utils.results import ResultsFolder
 from utils.signals import Terminated
 from utils.world import World
-
-TEMPORARY_FEATURES = ".features"  # of a study without --features; its classes' folders go when they are done
-
-
-class VariantRun(NamedTuple):
-    """One variant with its model, which shares the networks with the others, and its results folder."""
-
-    variant: Variant
-    model: M3DM
-    results: ResultsFolder
 
 
 def run(options: RunOptions, settings: Settings, classes: Sequence[ClassFiles], world: World) -> int:
@@ -45,13 +35,14 @@ def run(options: RunOptions, settings: Settings, classes: Sequence[ClassFiles], 
     classes: needed in the first process only. Raises ValueError or OSError when something is wrong with weights,
     folders or the disk, and ConnectionError, naming the class, when another process is gone.
     """
-    join(world, "gloo", patience=PATIENCE)
+    join(world, "gloo", options.dist_url)
     try:
         team = everyone(world)
         classes = team.from_leader(lambda: classes)
         model = _model(options, settings, world)
         _warn(options, world)
         runs = [_variant_run(variant, model, options) for variant in options.variants]
+        _check_equal(runs, team)
         if world.is_main:
             with _feature_store(options, model, classes) as store:
                 team.from_leader(lambda: None)  # the folder is made: the others may go on
@@ -61,7 +52,7 @@ def run(options: RunOptions, settings: Settings, classes: Sequence[ClassFiles], 
             _run_classes(options, runs, classes, _shared_store(options, model, classes), world, team)
     finally:
         leave()
-    return _finish(options, runs, [files.name for files in classes]) if world.is_main else 0
+    return finish(options, runs, [files.name for files in classes]) if world.is_main else 0
 
 
 def _run_classes(
@@ -90,6 +81,8 @@ def _run_classes(
         if world.is_main and not to_do[name]:
             _remove_features(options, name)
     names = [name for name in by_name if to_do[name]]
+    if world.is_main and names:
+        remove_stale(options)
     with _watching(AtWork.announced(options.results_dir, team)) as at_work:
         for name, class_team in plan_teams(world, names, alone=runs[0].model.draws_features):
             at_work.on(name)
@@ -144,10 +137,20 @@ def _kept_features(name: str, options: RunOptions, runs: Sequence[VariantRun], t
 
 
 def _remove_features(options: RunOptions, name: str) -> None:
-    folder = options.results_dir / TEMPORARY_FEATURES
-    shutil.rmtree(folder / name, ignore_errors=True)
-    with suppress(OSError):  # another class's are there
-        folder.rmdir()
+    shutil.rmtree(options.results_dir / TEMPORARY_FEATURES / name, ignore_errors=True)
+
+
+def _check_equal(runs: Sequence[VariantRun], team: Team) -> None:
+    """Raises ValueError where this process would do another run than the first one does."""
+    first = team.from_leader(lambda: [run.results.header for run in runs])
+    here = [run.results.header for run in runs]
+    pairs = zip(first, here, strict=False)
+    different = sorted({key for a, b in pairs for key in {**a, **b} if a.get(key) != b.get(key)})
+    if different or len(first) != len(here):
+        raise ValueError(
+            f"process {team.place} has other {', '.join(different) or 'seeds'} than process 0; start all processes "
+            "with equal flags, weights and packages"
+        )
 
 
 def _model(options: RunOptions, settings: Settings, world: World) -> M3DM:
@@ -168,8 +171,6 @@ def _model(options: RunOptions, settings: Settings, world: World) -> M3DM:
 
 
 def _own_device(device: str, world: World) -> str:
-    import torch
-
     count = torch.cuda.device_count()
     return f"cuda:{world.local_rank % count}" if count else device
 
@@ -220,8 +221,8 @@ def _header(options: RunOptions, model: M3DM, variant: Variant) -> dict[str, Any
         "load_detector": each.load_detector,
     }
     return {
-        "method_name": model.settings.method_name,
-        "row": _row_name(options, model) + variant.row_suffix,
+        "method_name": options.method_name,
+        "row": row_name(options) + variant.row_suffix,
         "random_weights": options.random_weights,
         "weights": model.weights,
         "settings": model.settings.as_dict(),
@@ -236,70 +237,3 @@ def _header(options: RunOptions, model: M3DM, variant: Variant) -> dict[str, Any
         **{name: str(path) if path else None for name, path in paths.items()},
         "versions": versions(),
     }
-
-
-def _row_name(options: RunOptions, model: M3DM) -> str:
-    return model.settings.method_name + (" (random weights)" if options.random_weights else "")
-
-
-def _finish(options: RunOptions, runs: Sequence[VariantRun], names: Sequence[str]) -> int:
-    """Join the classes' results, append the rows to the tables, write the reports; returns the exit status."""
-    records = {run.variant.name: run.results.joined() for run in runs}
-    told = [_write_tables_and_report(run, records[run.variant.name]) for run in runs]
-    print(_write_summary(options, runs, records) if options.is_study else told[0])
-    for run in runs:
-        run.results.complete(names)  # last: a run cut in the tables goes on with them
-    return max(_tell_problems(run, records[run.variant.name], names) for run in runs)
-
-
-def _write_tables_and_report(run: VariantRun, record: Mapping[str, Any]) -> str:
-    """Returns what is to be shown on the screen: the tables, and where the report is."""
-    report = write_report(run.results.folder, record, Settings(run.model.settings.method_name).as_dict())
-    tables = append_tables(run.results.folder, record["row"], record["classes"])
-    return f"{tables}\nreport: {report}"
-
-
-def _tell_problems(run: VariantRun, record: Mapping[str, Any], names: Sequence[str]) -> int:
-    """What went wrong with this run's classes; returns 1 when one failed or is doubtful."""
-    where = f"{run.variant.name}: " if run.variant.name else ""
-    for line in problem_lines(dict(record), list(names)):
-        print(f"{where}{line}", file=sys.stderr)
-    others = run.results.of_other_runs()
-    if others:
-        print(
-            f"{where}in {run.results.folder} other runs' classes are left as they are, and not joined with these: "
-            f"{', '.join(others)}"
-        )
-    doubtful = any(record["classes"].get(name, {}).get("doubt") for name in names)
-    return 1 if doubtful or any(name in record["failed_classes"] for name in names) else 0
-
-
-def _write_summary(
-    options: RunOptions, runs: Sequence[VariantRun], records: Mapping[str, Mapping[str, Any]]
-) -> str:
-    """The study's results.json and tables: mean and deviation over the variants, of the classes that all have."""
-    first = records[runs[0].variant.name]
-    everywhere = [name for name in first["classes"] if all(name in r["classes"] for r in records.values())]
-    classes = {
-        name: summary({variant: record["classes"][name] for variant, record in records.items()})
-        for name in everywhere
-    }
-    failed: dict[str, str] = {}
-    for variant, record in records.items():
-        failed |= {name: f"{variant}: {reason}" for name, reason in record["failed_classes"].items()}
-    row = f"{_row_name(options, runs[0].model)} ({_about(runs)})"
-    content = {
-        **first,
-        **{"row": row, "shot_seed": None, "shake_seed": None, "variants": list(records)},
-        **{"complete": True, "classes": classes, "failed_classes": failed},
-    }
-    write_json(options.results_dir / RESULTS_NAME, content)
-    deviations = {name: result["deviation"] for name, result in classes.items()}
-    return append_tables(options.results_dir, f"{row}, mean", classes) + append_tables(
-        options.results_dir, f"{row}, deviation", deviations
-    )
-
-
-def _about(runs: Sequence[VariantRun]) -> str:
-    shots = f"{runs[0].variant.shots} shots, " if runs[0].variant.shots else ""
-    return f"{shots}{len(runs)} variants"

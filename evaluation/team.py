@@ -86,6 +86,17 @@ class Team:
             raise next(iter(failed.values()))
         next(own, None)  # lets it end what it began, a progress bar for instance
 
+    def meet(self) -> None:
+        """Wait until all are here. Raises ConnectionError when one is gone."""
+        with lost_process():
+            dist.barrier(self.group)
+
+    def let_go(self, results: Iterator[Any]) -> None:
+        """The leader wants no more of `in_order`'s results; the others wait until theirs are taken."""
+        if len(self.ranks) > 1:
+            for _result in results:
+                pass
+
     def from_leader(self, make: Callable[[], Result]) -> Result:
         """What the leader makes, in every process; a ValueError of the leader's is raised in all of them."""
         if len(self.ranks) == 1:
@@ -105,13 +116,16 @@ class Team:
 
     def _send_all(self, own: Iterator[Any], notes: Notes) -> None:
         """Send each result with what was told meanwhile, or the error that ends them."""
+        try:
+            for result in own:
+                self._send((result, notes.taken()))
+        except ValueError as error:
+            self._send(error)
+            raise
+
+    def _send(self, message: Any) -> None:
         with lost_process():
-            try:
-                for result in own:
-                    dist.send_object_list([(result, notes.taken())], self.ranks[0], self.group)
-            except ValueError as error:
-                dist.send_object_list([error], self.ranks[0], self.group)
-                raise
+            dist.send_object_list([message], self.ranks[0], self.group)
 
     @staticmethod
     def _own(results: Iterator[Result]) -> tuple[Result, list[Any]] | ValueError:
@@ -154,5 +168,6 @@ def plan_teams(world: World, classes: Sequence[str], *, alone: bool = False) -> 
 
 
 def everyone(world: World) -> Team:
-    """All processes as one team."""
-    return Team(tuple(range(world.size)), world.rank)
+    """All processes as one team, which has patience."""
+    group = dist.new_group(timeout=PATIENCE) if world.size > 1 else None
+    return Team(tuple(range(world.size)), world.rank, group)

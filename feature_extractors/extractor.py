@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from feature_extractors.feature_cache import Kept
 from feature_extractors.networks import Networks
 from feature_extractors.settings import Settings
 from models.backbones import PreparedCloud
@@ -17,34 +18,40 @@ from models.uff.block import FusionBlock
 from models.uff.pairing import paired_rgb
 from utils.structures import Modality, Patches, Sample
 
+NOTHING_KEPT = Kept()
 MOST_BATCHES_AT_ONCE = 4  # on the CPU, each with some 0.3 GB of activations
 
 
 @dataclass(frozen=True)
 class PreparedSample:
-    """A sample with what its cloud gives without a network; geometry is None where the method looks at no cloud."""
+    """A sample with what its cloud gives without a network; geometry is None where no cloud is looked at.
+
+    kept: patches that are known already.
+    """
 
     image: np.ndarray
     geometry: Any
     remarks: tuple[str, ...] = ()
+    kept: Kept = NOTHING_KEPT
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """Prepares a sample's cloud as the xyz backbone wants it; picklable, for the loader's workers.
+    """Prepares a sample's cloud as the xyz backbone wants it, unless its patches are known; picklable, for workers.
 
     Raises ValueError for a cloud without a point: it would look like the most normal of all.
     """
 
     prepare_cloud: Callable[[Sample], PreparedCloud] | None
 
-    def __call__(self, sample: Sample) -> PreparedSample:
-        if self.prepare_cloud is None:
-            return PreparedSample(sample.image, None, sample.remarks)
+    def __call__(self, sample: Sample, kept: Kept = NOTHING_KEPT) -> PreparedSample:
+        if self.prepare_cloud is None or "xyz" in kept.patches:
+            remarks = tuple(dict.fromkeys(sample.remarks + kept.remarks))
+            return PreparedSample(sample.image, None, remarks, kept)
         if len(sample.points) == 0:
             raise ValueError("the cloud has no point")
         cloud = self.prepare_cloud(sample)
-        return PreparedSample(sample.image, cloud.geometry, sample.remarks + cloud.remarks)
+        return PreparedSample(sample.image, cloud.geometry, sample.remarks + cloud.remarks, kept)
 
 
 class Extractor:
@@ -84,17 +91,21 @@ class Extractor:
     @torch.inference_mode()
     def backbone_patches(self, batch: list[PreparedSample]) -> list[dict[Modality, Patches]]:
         """Patches of each sample as the backbones give them."""
+        found: list[dict[Modality, Patches]] = [dict(sample.kept.patches) for sample in batch]
         rgb, xyz = self.networks.rgb, self.networks.xyz
-        by_modality: dict[Modality, list[Patches]] = {}
         if rgb is not None:
-            by_modality["rgb"] = self._rgb_patches(rgb, batch)
+            new = [i for i, known in enumerate(found) if "rgb" not in known]
+            for i, patches in zip(new, self._rgb_patches(rgb, [batch[i] for i in new]), strict=True):
+                found[i]["rgb"] = patches
         if xyz is not None:
             with self._precision():
-                by_modality["xyz"] = [xyz.patches(sample.geometry, self._generator) for sample in batch]
-        return [{name: patches[i] for name, patches in by_modality.items()} for i in range(len(batch))]
+                for sample, known in zip(batch, found, strict=True):
+                    if "xyz" not in known:
+                        known["xyz"] = xyz.patches(sample.geometry, self._generator)
+        return found
 
     @torch.inference_mode()
-    def fused(self, patches: dict[Modality, Patches]) -> dict[Modality, Patches]:
+    def fused(self, patches: Mapping[Modality, Patches]) -> dict[Modality, Patches]:
         """The backbones' patches of a sample, on the device, and where it is used those that UFF makes of them."""
         there: dict[Modality, Patches] = {name: found.to(self.device) for name, found in patches.items()}
         if self.networks.fusion is not None:
@@ -102,6 +113,8 @@ class Extractor:
         return there
 
     def _rgb_patches(self, network: nn.Module, batch: list[PreparedSample]) -> list[Patches]:
+        if not batch:
+            return []
         images = torch.from_numpy(np.stack([sample.image for sample in batch])).to(self.device)
         with self._precision():
             features = network(images).float()  # (B, 3, S, S) -> (B, P, D)

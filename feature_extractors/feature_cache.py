@@ -1,7 +1,7 @@
 """Extracted features on disk (`--features`), so that a second method, seed or coreset needs no network.
 
-A folder a backbone with its weights and settings, `rgb-<name>-<digits>/`, in which `identity.json` says what it is;
-there a file a sample, `<class>/<split>/<kind>/rgb/<stem>.npz`: the distinct rows as they were extracted, so that
+A folder a backbone with its weights, settings and packages, `rgb-<name>-<digits>/`, in which `identity.json` says what
+it is; there a file a sample, `<class>/<split>/<kind>/rgb/<stem>.npz`: the distinct rows as they were extracted, so that
 scores are equal to the bit. A file also holds sizes and times of the sample's own files; where these have changed,
 or where the file is damaged, the sample is extracted anew.
 """
@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,8 @@ from feature_extractors.networks import RANDOM, attention
 from feature_extractors.settings import Settings
 from models.backbones import PointOps
 from models.checkpoints import ArrayHeader, CheckpointError, decoded, read_numpy_headers
-from utils.files import atomic_path, write_json
+from utils.files import atomic_path, stamp, write_json
+from utils.reporting import versions
 from utils.schema import check_fields
 from utils.structures import Modality, Patches, SampleFiles
 
@@ -34,15 +35,20 @@ ANEW = "it is extracted anew"
 KEPT: tuple[Modality, ...] = ("rgb", "xyz")  # fused ones are made of these
 DTYPES = ("float32", "float64")  # FPFH's are the latter
 LARGEST_ABOUT = 1 << 20  # bytes
+NOT_OF_FEATURES = ("scikit-learn",)  # of the packages that numbers depend on
 XYZ_QUIRKS = ("batchnorm", "interpolation")
 
 
 @dataclass(frozen=True)
-class KeptSample:
-    """A sample's features as they were extracted: patches of each backbone, on the CPU."""
+class Kept:
+    """What is kept of a sample: patches of some backbones, on the CPU, and what was odd about it.
 
-    patches: dict[Modality, Patches]
+    source: stamps of the sample's files when they were looked at, before anything is read from them.
+    """
+
+    patches: Mapping[Modality, Patches] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    source: tuple[str, ...] = ()
 
 
 class Grid(NamedTuple):
@@ -78,26 +84,33 @@ class FeatureCache:
                 self._folders[modality] = folder / _folder_name(modality, identity)
                 _write_once(self._folders[modality] / IDENTITY_NAME, identity)
 
-    def read(self, sample: object) -> KeptSample | None:
-        """The sample's features; None where they have to be extracted."""
+    @property
+    def modalities(self) -> frozenset[Modality]:
+        """Those of a sample that needs no network."""
+        return frozenset(self._folders)
+
+    def read(self, sample: object) -> Kept:
+        """What is known of a sample; nothing of those that are no files, or are not there."""
         if not isinstance(sample, SampleFiles):
-            return None
+            return Kept()
+        source = (stamp(sample.rgb), stamp(sample.xyz))
         patches: dict[Modality, Patches] = {}
         remarks: tuple[str, ...] = ()
-        source = _source(sample)
         for modality, folder in self._folders.items():
             found = read_kept(_path(folder, sample), source, self._grids[modality])
-            if found is None:
-                return None
-            patches[modality], remarks = found
-        return KeptSample(patches, remarks)
+            if found is not None:
+                patches[modality], remarks = found
+        return Kept(patches, remarks, source)
 
-    def write(self, sample: object, patches: Mapping[Modality, Patches], remarks: tuple[str, ...]) -> None:
-        """Keep a sample's features. Raises OSError."""
+    def write(
+        self, sample: object, patches: Mapping[Modality, Patches], remarks: tuple[str, ...], known: Kept
+    ) -> None:
+        """Keep what was not `known` of a sample. Raises OSError."""
         if not isinstance(sample, SampleFiles):
             return
-        for modality, folder in self._folders.items():
-            _write(_path(folder, sample), patches[modality], {"source": _source(sample), "remarks": remarks})
+        for modality in self.modalities - set(known.patches):
+            about = {"source": known.source, "remarks": remarks}
+            _write(_path(self._folders[modality], sample), patches[modality], about)
 
 
 def identity_of(
@@ -111,9 +124,11 @@ def identity_of(
         "img_size": settings.img_size,
         "precision": settings.precision,
         "attention": attention(),
+        "versions": {name: version for name, version in versions().items() if name not in NOT_OF_FEATURES},
     }
     if weights[modality].startswith(RANDOM):  # drawn one network after the other
-        identity["networks"] = sorted(settings.method.backbones)
+        names = {"rgb": settings.rgb_backbone_name, "xyz": settings.xyz_backbone_name}
+        identity["networks"] = [names[part] for part in sorted(settings.method.backbones)]
     if modality == "xyz":
         identity |= {
             "num_group": settings.num_group,
@@ -134,12 +149,6 @@ def _path(folder: Path, sample: SampleFiles) -> Path:
     return folder / class_folder.name / Path(sample.path).with_suffix(".npz")
 
 
-def _source(sample: SampleFiles) -> list[list[int]]:
-    """Sizes and times of the files that the features come from."""
-    stats = [path.stat() for path in (sample.rgb, sample.xyz)]
-    return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
-
-
 def _write_once(path: Path, identity: Mapping[str, Any]) -> None:
     if not path.exists():
         write_json(path, identity)
@@ -155,7 +164,7 @@ def _write(path: Path, patches: Patches, about: Mapping[str, Any]) -> None:
         np.savez(temporary, **arrays)
 
 
-def read_kept(path: Path, source: list[list[int]], grid: Grid) -> tuple[Patches, tuple[str, ...]] | None:
+def read_kept(path: Path, source: Sequence[str], grid: Grid) -> tuple[Patches, tuple[str, ...]] | None:
     """Patches and remarks of a file, if it is whole and of these files; None if not."""
     try:
         headers = read_numpy_headers(path, ANEW)
@@ -163,13 +172,13 @@ def read_kept(path: Path, source: list[list[int]], grid: Grid) -> tuple[Patches,
             return None
         with decoded(path, ".npz file", ANEW), np.load(path, allow_pickle=False) as file:
             about = json.loads(file["about"].tobytes())
-            check_fields(about, {"source": list[list[int]], "remarks": list[str]})
+            check_fields(about, {"source": list[str], "remarks": list[str]})
             rows = torch.from_numpy(file["rows"]).clone()  # as torch aligns it
             row_of_patch = torch.from_numpy(file["row_of_patch"]).long()
             remarks = tuple(about["remarks"])
     except CheckpointError:
         return None
-    of_these_files = about["source"] == source
+    of_these_files = about["source"] == list(source)
     in_range = int(row_of_patch.min()) >= 0 and int(row_of_patch.max()) < len(rows)
     return (Patches(rows, row_of_patch, grid.side), remarks) if of_these_files and in_range else None
 

@@ -9,8 +9,8 @@ from typing import Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader
 
-from feature_extractors.extractor import Extractor, PreparedSample
-from feature_extractors.feature_cache import FeatureCache, KeptSample
+from feature_extractors.extractor import Extractor, Preparation, PreparedSample
+from feature_extractors.feature_cache import FeatureCache, Kept
 from utils.loading import ErrorsAsItems, follow_parent, interrupts_later
 from utils.observer import Observer
 from utils.parallel import map_on_cores
@@ -18,7 +18,7 @@ from utils.structures import Modality, Patches, Sample
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Loaded = PreparedSample | KeptSample | ValueError
+Loaded = PreparedSample | Kept | ValueError
 
 
 class Pipeline(Generic[Item]):
@@ -75,11 +75,11 @@ class Pipeline(Generic[Item]):
         extracted = self._extractor.backbone_patches([loaded for _, loaded in new]) if new else []
         if self._cache:
             for (item, loaded), patches in zip(new, extracted, strict=True):
-                self._cache.write(item, patches, loaded.remarks)
+                self._cache.write(item, patches, loaded.remarks, loaded.kept)
         fresh = iter(extracted)
         usable = [loaded for _, loaded in batch if not isinstance(loaded, ValueError)]
         return [
-            self._extractor.fused(loaded.patches if isinstance(loaded, KeptSample) else next(fresh))
+            self._extractor.fused(loaded.patches if isinstance(loaded, Kept) else next(fresh))
             for loaded in usable
         ]
 
@@ -105,12 +105,16 @@ class Prepare(Generic[Item]):
     """Loads an item and prepares its cloud, unless its features are kept; picklable, for the loader's workers."""
 
     load: Callable[[Item], Sample]
-    preparation: Callable[[Sample], PreparedSample]
+    preparation: Preparation
     cache: FeatureCache | None = None
 
-    def __call__(self, item: Item) -> PreparedSample | KeptSample:
-        kept = self.cache.read(item) if self.cache else None
-        return kept or self.preparation(self.load(item))
+    def __call__(self, item: Item) -> PreparedSample | Kept:
+        if self.cache is None:
+            return self.preparation(self.load(item))
+        kept = self.cache.read(item)
+        if set(kept.patches) == self.cache.modalities:
+            return kept
+        return self.preparation(self.load(item), kept)
 
 
 def check_features(patches: Mapping[Modality, Patches]) -> None:

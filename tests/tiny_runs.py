@@ -40,4 +40,4 @@ def all_files(folder: Path) -> list[str]:
 
 
 def _is_lock(path: Path) -> bool:
-    return path.name in LOCKS or path.parent.name == ".locks"
+    return path.name in LOCKS or ".locks" in path.parts

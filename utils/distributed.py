@@ -9,7 +9,6 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any, Literal
 
 import torch
@@ -30,11 +29,8 @@ def join(
     world: World,
     backend: Literal["nccl", "gloo"],
     dist_url: str = "env://",
-    patience: timedelta | None = None,
 ) -> None:
     """Meet the other processes, if there are any; nccl talks between GPUs, gloo between CPUs.
-
-    patience: how long one may be silent before the others give up (default: torch's, some minutes).
 
     ValueError when `dist_url` is env:// and no launcher has set the meeting point, or when it is no address.
     """
@@ -46,9 +42,7 @@ def join(
             "machine and a free port, or give --dist_url tcp://<first machine>:<port>"
         )
     try:
-        dist.init_process_group(
-            backend, init_method=dist_url, rank=world.rank, world_size=world.size, timeout=patience
-        )
+        dist.init_process_group(backend, init_method=dist_url, rank=world.rank, world_size=world.size)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

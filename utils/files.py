@@ -119,6 +119,15 @@ def in_short(reason: Exception | str) -> str:
     return " ".join((reason if isinstance(reason, str) else repr(reason)).split())[:LONGEST_REASON]
 
 
+def stamp(path: Path) -> str:
+    """Name, size and time of a file, by which a change is noticed; "" where there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return ""
+    return f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` atomically, as UTF-8 with the line ends that `text` has."""
     with atomic_path(path) as temporary:

@@ -6,9 +6,9 @@ import csv
 import importlib.metadata
 import io
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from utils.files import write_text
 from utils.metrics import METRICS
@@ -36,8 +36,10 @@ def versions() -> dict[str, str]:
 def markdown_table(row_name: str, values: dict[str, float | None]) -> str:
     """A table of one row: a column a class and their mean, three decimals; what is not available says so."""
     known = [value for value in values.values() if value is not None]
-    mean = sum(known) / len(known) if known else None
-    cells = {**values, "Mean": mean}
+    return _table(row_name, {**values, "Mean": sum(known) / len(known) if known else None})
+
+
+def _table(row_name: str, cells: dict[str, float | None]) -> str:
     header = ["Method", *(name.title() if name.islower() else name for name in cells)]
     row = [row_name, *(format_metric(value) for value in cells.values())]
     rule = ["---"] * len(header)
@@ -50,20 +52,40 @@ def check_tables(folder: Path) -> None:
         _read_table(folder / str(table.table_file))
 
 
-def append_tables(folder: Path, row_name: str, classes: Mapping[str, Mapping[str, Any]]) -> str:
-    """Append a row to each of the three tables' files, unless it is the last one there; returns the run's tables.
+class TableRow(NamedTuple):
+    """A row's name, its metrics by class and key, and, where it is not their mean, what stands in the last column."""
 
-    Without a class nothing is written.
+    name: str
+    classes: Mapping[str, Mapping[str, Any]]
+    last: Mapping[str, float | None] | None = None
+
+
+def append_tables(folder: Path, rows: Sequence[TableRow]) -> str:
+    """Append rows of equal classes to each of the three tables' files; returns these rows' tables as one text.
+
+    Nothing is written without a class, or where the rows are the last ones there: then a run that was cut, or an equal
+    one, has been there before.
     """
-    if not classes:
+    if not rows[0].classes:
         return ""
     texts = []
     for table in TABLES:
-        text = markdown_table(row_name, {name: result[table.key] for name, result in classes.items()})
+        lines = [_of_table(row, table.key).splitlines() for row in rows]
+        header, rule = lines[0][:2]
+        own = [line[2] for line in lines]
         path = folder / str(table.table_file)
-        write_text(path, _with_row(_read_table(path) or f"# {table.title}\n", text))
-        texts.append(f"{table.title}\n{text}")
+        write_text(path, _with_rows(_read_table(path) or f"# {table.title}\n", header, rule, own))
+        texts.append("\n".join([table.title, header, rule, *own, ""]))
     return "\n".join(texts)
+
+
+def _of_table(row: TableRow, key: str) -> str:
+    values = {name: result[key] for name, result in row.classes.items()}
+    return (
+        markdown_table(row.name, values)
+        if row.last is None
+        else _table(row.name, {**values, "Mean": row.last[key]})
+    )
 
 
 def write_scores(folder: Path, class_name: str, rows: list[tuple[str, int | None, float]]) -> None:
@@ -128,12 +150,12 @@ def _read_table(path: Path) -> str:
         raise ValueError(f"{path}: is not UTF-8, so no row can be appended; convert or move it") from error
 
 
-def _with_row(before: str, table: str) -> str:
-    """The file's text with the table's row under its last table, or the table where the columns differ."""
-    header, rule, row = table.splitlines()
+def _with_rows(before: str, header: str, rule: str, rows: list[str]) -> str:
+    """The file's text with rows under its last table, or in a new one where the columns differ."""
     lines = before.splitlines()
     headers = [line for line in lines if line.startswith("| Method |")]
-    if headers and headers[-1] == header:
-        # a run that was cut may have been here before
-        return before if lines[-1] == row else f"{before}{row}\n"
-    return f"{before}\n{header}\n{rule}\n{row}\n"
+    same_table = headers and headers[-1] == header
+    if same_table and lines[-len(rows) :] == rows:
+        return before
+    own = "\n".join(rows)
+    return f"{before}{own}\n" if same_table else f"{before}\n{header}\n{rule}\n{own}\n"

@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from utils.files import alone_with, write_json
+from utils.files import after_others, alone_with, write_json
 from utils.metrics import METRICS
 from utils.schema import check_fields
 
 RESULTS_NAME = "results.json"
+LOCKS = ".locks"
 LARGEST_RECORD = 64 << 20  # bytes of a file that is believed
 RECORD_FIELDS = {
     "header": dict[str, Any],
@@ -109,7 +110,7 @@ class ResultsFolder:
         ):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.folder / "pred_maps" / name, ignore_errors=True)
-        self.join()
+        self.join(at_work=True)
 
     def write(
         self,
@@ -145,11 +146,23 @@ class ResultsFolder:
             "failed_classes": {n: record.failure for n, record in records.items() if record.failure},
         }
 
-    def join(self) -> dict[str, Any]:
-        """Write results.json, and return its content."""
-        content = self.joined()
-        write_json(self.folder / RESULTS_NAME, content)
+    def join(self, *, at_work: bool = False) -> dict[str, Any]:
+        """Write results.json, and return its content; runs that share the folder do so one after the other."""
+        with after_others(self._lock("join")):
+            content = self.joined()
+            if at_work:
+                content["complete"] = False
+            write_json(self.folder / RESULTS_NAME, content)
         return content
+
+    def others_waiting(self) -> AbstractContextManager[None]:
+        """While tables and report are written; runs that share the folder do so one after the other."""
+        return after_others(self._lock("tables"))
+
+    def _lock(self, what: str) -> Path:
+        folder = self.folder / LOCKS / "of_all"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / what
 
     def of_other_runs(self) -> list[str]:
         """Classes in the folder whose results another kind of run has made."""
@@ -169,7 +182,7 @@ def alone_with_classes(folder: Path, classes: Sequence[str]) -> Iterator[None]:
 
     Raises OSError when one is at work on them.
     """
-    locks = folder / ".locks"
+    locks = folder / LOCKS / "classes"
     locks.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         for name in classes:

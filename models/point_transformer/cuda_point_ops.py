@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from utils.files import in_short
+
 KNN_CUDA_WHEEL = "https://github.com/unlimblue/KNN_CUDA/releases/download/0.2/KNN_CUDA-0.2-py3-none-any.whl"
 POINTNET2_SOURCE = (
     "git+https://github.com/erikwijmans/Pointnet2_PyTorch.git"
@@ -65,5 +67,5 @@ def _imported(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception as error:  # whatever compiling and loading may raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = in_short(error)
         raise ValueError(f"--point_ops cuda: {name} can't be loaded ({reason}); install: {REMEDY}") from error

@@ -39,7 +39,7 @@ RECORD = {
     "run_complete": True,
 }
 RESULTS = {**HEADER, "complete": True, "classes": {"bagel": RESULT}, "failed_classes": {"rope": "no sample"}}
-SOURCE = [[100, 5], [200, 6]]
+SOURCE = ["000.png 100 5", "000.tiff 200 6"]
 GRID = Grid(4, 6)
 
 

@@ -48,7 +48,7 @@ def snapshot(folder: Path) -> Snapshot:
 
 
 def _is_lock(path: Path) -> bool:
-    return path.name in LOCKS or path.parent.name == ".locks"
+    return path.name in LOCKS or ".locks" in path.parts
 
 
 def different(found: Snapshot, expected: Snapshot) -> list[str]:

@@ -70,6 +70,8 @@ OWN_DEFAULTS = {
     "random_states": None,
     "shake": None,
     "shake_seeds": [0],
+    "dist_url": "env://",
+    "local_rank": -1,
 }
 RELEASED_COMMANDS = [
     "main.py --method_name DINO+Point_MAE --memory_bank multiple --save_feature",
@@ -115,8 +117,10 @@ WRONG_FLAGS = {
     "--method_name DINO --shots 5 --max_sample 4": "--max_sample allows 4",
     "--method_name DINO --random_states 1 2 --random_state 3": "drop one of them",
     "--method_name DINO --random_states 1 1": "names a seed twice",
-    "--method_name DINO --random_states 1 2 --save_detector d": "use one seed",
-    "--method_name DINO --shake 1e-6 --save_detector d": "drop it, or --save_detector",
+    "--method_name DINO --random_states 1 2 --save_detector d": "drop them, or --save_feature",
+    "--method_name DINO+Point_MAE --shots 5 --save_feature": "drop them, or --save_feature",
+    "--method_name DINO --features f --fingerprint contents": "drop it, or --fingerprint contents",
+    "--method_name DINO --shake 1e-6 --save_detector d": "drop them, or --save_feature",
     "--method_name DINO --load_detector d --shots 2": "drop --random_states, --shots and --shake",
     "--method_name DINO --protocol released --features f": "drop one of the two",
     "--method_name DINO --f_coreset inf": "not a positive number",

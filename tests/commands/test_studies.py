@@ -11,6 +11,7 @@ import torch
 from evaluation.options import Variant, variants
 from evaluation.study import drawn, shaken
 from feature_extractors.extractor import Extractor
+from models.fpfh.encoder import Description
 from tests.conftest import write_class
 from tests.tiny_runs import all_files, read_record, run_main
 from utils.metrics import METRICS
@@ -59,6 +60,19 @@ class TestFeatures:
         _no_network(monkeypatch)
         assert run_main(data, tmp_path / "again", "FPFH", *flags) == 0
         assert _scores(tmp_path / "again") == _scores(tmp_path / "anew")
+
+    def test_what_one_method_has_left_another_one_completes(self, data, tmp_path, monkeypatch):
+        vit_s_alone = [*CLASS, "--features", str(tmp_path / "features"), "--xyz_backbone_name", "FPFH"]
+        assert run_main(data, tmp_path / "xyz", "FPFH", *vit_s_alone) == 0
+        monkeypatch.setattr(Description, "__call__", lambda *_: pytest.fail("the cloud is described again"))
+        assert run_main(data, tmp_path / "both", "DINO+Point_MAE", *vit_s_alone) == 0
+        monkeypatch.undo()
+        _no_network(monkeypatch)
+        assert run_main(data, tmp_path / "again", "DINO+Point_MAE", *vit_s_alone) == 0
+        assert _scores(tmp_path / "again") == _scores(tmp_path / "both")
+        monkeypatch.undo()
+        assert run_main(data, tmp_path / "anew", "DINO+Point_MAE", *CLASS, "--xyz_backbone_name", "FPFH") == 0
+        assert _scores(tmp_path / "anew") == _scores(tmp_path / "both")
 
     def test_other_settings_and_weights_have_other_folders(self, data, kept, tmp_path):
         features = ["--features", str(kept / "features")]

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from utils.reporting import (
+    TableRow,
     append_tables,
     check_tables,
     class_summary,
@@ -47,7 +48,7 @@ def test_unavailable_metrics_are_said_to_be_and_do_not_count_in_the_mean():
 
 def test_tables_grow_by_a_row_while_the_classes_stay(tmp_path):
     for name in ("DINO", "Fusion"):
-        text = append_tables(tmp_path, name, {"bagel": _result()})
+        text = append_tables(tmp_path, [TableRow(name, {"bagel": _result()})])
     assert (tmp_path / "image_rocauc_results.md").read_text() == (
         "# Image ROCAUC\n\n| Method | Bagel | Mean |\n| --- | --- | --- |\n"
         "| DINO | 0.500 | 0.500 |\n| Fusion | 0.500 | 0.500 |\n"
@@ -58,8 +59,21 @@ def test_tables_grow_by_a_row_while_the_classes_stay(tmp_path):
 
 def test_the_last_row_is_not_appended_twice(tmp_path):
     for _ in range(2):
-        append_tables(tmp_path, "DINO", {"bagel": _result()})
+        append_tables(tmp_path, [TableRow("DINO", {"bagel": _result()})])
     assert (tmp_path / "aupro_results.md").read_text().count("DINO") == 1
+
+
+def test_rows_that_belong_together_are_appended_together_and_once(tmp_path):
+    rows = [
+        TableRow("a, mean", {"bagel": _result()}),
+        TableRow("a, deviation", {"bagel": _result()}, {"au_pro": 0.1}),
+    ]
+    rows[1].last.update({"image_rocauc": None, "pixel_rocauc": 0.2})
+    for _ in range(2):
+        append_tables(tmp_path, rows)
+    text = (tmp_path / "aupro_results.md").read_text()
+    assert text.endswith("| a, mean | 0.750 | 0.750 |\n| a, deviation | 0.750 | 0.100 |\n")
+    assert text.count("mean") == 1
 
 
 def test_a_table_that_is_not_utf8_is_named_before_the_work(tmp_path):
@@ -73,7 +87,7 @@ def test_a_table_that_is_not_utf8_is_named_before_the_work(tmp_path):
 
 def test_other_classes_begin_a_new_table(tmp_path):
     for name in ("bagel", "rope", "bagel"):
-        append_tables(tmp_path, "DINO", {name: _result()})
+        append_tables(tmp_path, [TableRow("DINO", {name: _result()})])
     lines = (tmp_path / "aupro_results.md").read_text().splitlines()
     assert [line for line in lines if "Method" in line] == [
         "| Method | Bagel | Mean |",

@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 from utils.metrics import METRICS
 from utils.reporting import TABLES
+from utils.results import RESULTS_NAME
 from utils.schema import check_fields
 
-RESULTS_FILE = "results.json"
 RECORD: dict[str, Any] = {
     "method_name": str,
     "random_weights": bool,
@@ -29,7 +29,8 @@ CLASS: dict[str, Any] = {
     "variants": dict[str, dict[str, Any]],
 }
 OPTIONAL = frozenset(CLASS) - {metric.key for metric in TABLES}
-IDENTITY = ("weights", "label_by_folder", "holdout")  # beside the settings: what else metrics depend on
+# beside the settings: what else metrics depend on
+IDENTITY = ("weights", "label_by_folder", "holdout", "shots", "shake")
 RANDOM_WEIGHTS = " (random weights)"
 Metrics = Mapping[str, float | None]
 
@@ -61,21 +62,21 @@ class Run:
 def read_folder(folder: Path) -> list[Run]:
     """The run of a folder; of one without results.json those of its sub-folders, joined. Raises ResultsError."""
     try:
-        if (folder / RESULTS_FILE).exists():
+        if (folder / RESULTS_NAME).exists():
             return [read_run(folder)]
-        variants = [sub for sub in folder.iterdir() if (sub / RESULTS_FILE).is_file()]
+        variants = [sub for sub in folder.iterdir() if (sub / RESULTS_NAME).is_file()]
     except OSError as error:
         raise ResultsError(f"{folder}: not a folder of results: {error.strerror}") from error
     if not variants:
         raise ResultsError(
-            f"{folder}: no {RESULTS_FILE} there or in a sub-folder; has main.py written there?"
+            f"{folder}: no {RESULTS_NAME} there or in a sub-folder; has main.py written there?"
         )
     return join([read_run(sub) for sub in sorted(variants, key=_natural)])
 
 
 def read_run(folder: Path) -> Run:
     """The run that a results.json describes. Raises ResultsError where it is not one."""
-    path = folder / RESULTS_FILE
+    path = folder / RESULTS_NAME
     try:
         record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
         check_fields(record, RECORD, frozenset({"row"}), closed=False)
