@@ -62,6 +62,7 @@ def _copy_raw(inputs: Path, work: Path) -> None:
 MAIN = f"--dataset_path {{inputs}}/ready {SMALL} --num_workers {{workers}} --results_dir out/results"
 FPFH = f"--method_name FPFH {MAIN} --save_preds --save_detector out/detectors"
 TWO_BANKS = f"--method_name DINO+Point_MAE {MAIN} {TINY_VIT} --save_feature --save_feature_path out/patch_lib"
+STUDY = f"--method_name FPFH {MAIN} --features out/features --shake 1e-3 --shake_seeds 0 1"
 TRAINING = (
     f"--data_path {{inputs}}/features --output_dir out --log_dir out --device cpu --lr 0.003 --epochs {EPOCHS} "
     "--batch_size 2 --num_workers {workers}"
@@ -95,6 +96,13 @@ ROWS = {
         workers=(1, 0),
         earlier=f"{TWO_BANKS} --class_name bagel",
     ),
+    "main_two_processes": Row(
+        "main.py",
+        f"{FPFH} --class_name bagel rope",
+        workers=(1, 0),
+        launcher="-m torch.distributed.run --standalone --nproc_per_node=2",
+    ),
+    "main_study": Row("main.py", f"{STUDY} --class_name bagel rope", workers=(1, 0)),
     "training": Row("fusion_pretrain.py", TRAINING, workers=(1, 0), resumes=True),
     "training_two_processes": Row(
         "fusion_pretrain.py",
