@@ -209,6 +209,10 @@ def test_help_and_wrong_flags_are_answered_without_importing_torch(line):
     assert run.returncode == 0, run.stderr.decode()
 
 
+def test_the_flag_that_torchs_old_launcher_adds_is_taken():
+    assert _args("--local-rank=1").local_rank == 1
+
+
 def test_help_says_something_of_every_flag():
     actions = main.get_args_parser()._actions
     assert [action.dest for action in actions if not action.help] == []

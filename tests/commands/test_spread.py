@@ -16,11 +16,17 @@ import numpy as np
 import pytest
 
 from evaluation import team as team_module
+from evaluation.at_work import AtWork
+from evaluation.finish import VariantRun
+from evaluation.options import Variant
+from evaluation.run import _check_equal
 from evaluation.team import Team, shares
 from tests.conftest import write_class
 from tests.tiny_runs import SMALL, VIT_S, all_files, run_main
+from utils.files import try_lock
 from utils.image_files import write_xyz
 from utils.observer import Observer
+from utils.results import ResultsFolder
 
 ROOT = Path(__file__).parents[2]
 TIMES = ("seconds", "memory_mb", "peak_memory_mb")
@@ -188,6 +194,33 @@ def test_an_error_in_any_process_ends_the_class_and_nobody_waits(monkeypatch, ba
 
     assert _Mailbox(monkeypatch).run(range(11), work)[0] == f"item {bad}"
     assert _Mailbox(monkeypatch).run(range(20, 31), work) == [list(range(20, 31)), [], []]
+
+
+def test_a_process_that_would_do_another_run_is_refused(tmp_path, monkeypatch):
+    def of(**header):
+        return [VariantRun(Variant(), None, ResultsFolder(tmp_path, header))]
+
+    team = Team((0, 1), 1)
+    monkeypatch.setattr(Team, "from_leader", lambda self, make: [{"settings": {"seed": 0}, "row": "DINO"}])
+    _check_equal(of(settings={"seed": 0}, row="DINO"), team)
+    with pytest.raises(
+        ValueError, match="process 1 has other settings than process 0; start all processes with"
+    ):
+        _check_equal(of(settings={"seed": 1}, row="DINO"), team)
+    with pytest.raises(ValueError, match="process 1 has other seeds than process 0"):
+        _check_equal(2 * of(settings={"seed": 0}, row="DINO"), team)
+
+
+def test_what_a_killed_run_left_of_its_roll_goes_and_a_living_one_keeps_its(tmp_path):
+    for name in ("left", "living"):
+        (tmp_path / f".at_work_{name}").mkdir()
+        (tmp_path / f".at_work_{name}/0").write_text("bagel")
+    with (tmp_path / ".at_work_living/0").open("a") as file:
+        assert try_lock(file)
+        with AtWork.announced(tmp_path, Team()) as at_work:
+            at_work.on("rope")
+            at_work.done()
+    assert [path.name for path in tmp_path.iterdir()] == [".at_work_living"]
 
 
 def test_alone_a_team_does_everything_in_order():
