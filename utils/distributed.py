@@ -6,6 +6,7 @@ Every function also works in a single process without a process group, where it 
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,8 +21,10 @@ import torch.distributed.nn
 
 from utils.world import World
 
-# One for each of Gloo's two threads, which let go of a message a moment after it was summed. If nobody else held it
-# they would need the interpreter for that, while `leave` waits for them without giving it up (torch 2.5 to 2.7 hang).
+# Gloo's two threads let go of a message a moment after it was sent. If nobody else held it they would need the
+# interpreter for that, while `destroy_process_group` waits for them without giving it up (torch 2.5 to 2.7 hang). So
+# the last sums are held here, and other messages are given a moment.
+LET_GO_S = 0.1
 _last_messages: deque[torch.Tensor] = deque(maxlen=2)
 
 
@@ -54,6 +57,7 @@ def join(
 def leave() -> None:
     """End what `join` began."""
     if _is_joined():
+        time.sleep(LET_GO_S)
         dist.destroy_process_group()
         _last_messages.clear()
 
