@@ -46,7 +46,7 @@ def make_environment(folder: Path, python: str, resolution: str) -> Path:
     inside = folder / "bin" / "python"
     install = ("pip", "install", "--quiet", "--only-binary", ":all:", "--python", inside)
     uv(*install, "--resolution", RESOLUTIONS[resolution], "-r", "requirement.txt")
-    uv(*install, "pytest")
+    uv(*install, "pytest", "hypothesis")
     return inside
 
 
