@@ -67,5 +67,5 @@ def _imported(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception as error:  # whatever compiling and loading may raise
-        reason = in_short(error)
+        reason = in_short(str(error)) or type(error).__name__
         raise ValueError(f"--point_ops cuda: {name} can't be loaded ({reason}); install: {REMEDY}") from error
