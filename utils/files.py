@@ -20,6 +20,16 @@ PROBE_BYTES = 65536
 LONGEST_REASON = 300  # letters, of what an error says about damaged content
 
 
+def _umask() -> int:
+    """The permissions that new files do not get; can only be read by setting it, which is no matter of one thread."""
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+UMASK = _umask()
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it replaces `path` when the block ends without error.
@@ -32,7 +42,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _temporary_in(path.parent, path.suffix) as temporary:
             yield temporary
-            temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private; results are not
+            temporary.chmod(0o666 & ~UMASK)  # mkstemp makes files private; results are not
             temporary.replace(path)
 
 
@@ -98,15 +108,15 @@ def after_others(path: Path) -> Iterator[None]:
         yield
 
 
-def try_lock(handle: IO[Any]) -> bool:
-    """Lock an open file; False when another process has it locked.
+def try_lock(handle: IO[Any], *, shared: bool = False) -> bool:
+    """Lock an open file, for this process alone unless `shared`; False when another process has it locked.
 
     True without a lock on Windows, and on file systems that have none: two at once are not noticed there.
     """
     try:
         import fcntl
 
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except (ImportError, OSError):
@@ -167,9 +177,3 @@ def _remove_abandoned(path: Path) -> bool:
     except (ImportError, OSError):
         return False
     return True
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

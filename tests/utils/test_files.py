@@ -13,6 +13,15 @@ from utils.files import TEMPORARY_PREFIX, alone_with, atomic_path, check_writabl
 fcntl = pytest.importorskip("fcntl", reason="no locks on this system")
 
 
+def test_files_get_the_permissions_of_the_start_and_no_thread_changes_them(tmp_path, monkeypatch):
+    expected = 0o666 & ~os.umask(0o22)
+    os.umask(0o666 & ~expected)
+    monkeypatch.setattr(os, "umask", lambda _: pytest.fail("all threads have one umask"))
+    with atomic_path(tmp_path / "a") as path:
+        path.write_text("a")
+    assert (tmp_path / "a").stat().st_mode & 0o777 == expected
+
+
 def test_a_lock_is_had_by_one_at_a_time(tmp_path):
     with (
         alone_with(tmp_path / "lock", "taken"),
