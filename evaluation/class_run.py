@@ -114,7 +114,7 @@ class ClassRun:
             restore_in_team(model, detector_path(options.load_detector, name), self.team)
         else:
             self._fit()
-        report.counts = getattr(model, "counts_", {})
+        report.counts = model.counts_ if self.team.leads else {}
         report.doubt = self._doubt(report)
         if not self.files.test:
             report.metrics = dict.fromkeys(metric.key for metric in METRICS)
@@ -135,16 +135,19 @@ class ClassRun:
         samples = drawn(self.variant, samples, self.files.name)[: self.model.settings.sample_limit]
         self._used = [sample.path for sample in samples]
         fit_in_team(self.model, samples, self.team, self.variant, self.files.name, self.store)
-        if self.team.leads and self.options.save_detector is not None:
-            self._save_detector(held_out or self.files.validation)
+        if self.options.save_detector is not None:
+            folder = self.options.save_detector
+            self.team.from_leader(lambda: self._save_detector(folder, held_out or self.files.validation))
 
     def _scores(self, samples: list[SampleFiles]) -> Iterator[Score | None]:
-        return scores_of(self.model, samples, self.variant, f"{self.files.name} test")
+        return scores_of(self.model, samples, self.variant, self.files.name)
 
-    def _save_detector(self, held_out: list[SampleFiles]) -> None:
-        """Save the fitted model, with thresholds where there are good parts to take them from."""
+    def _save_detector(self, folder: Path, held_out: list[SampleFiles]) -> None:
+        """Save the fitted model, with thresholds where there are good parts to take them from.
+
+        Raises DatasetError when these can't be used.
+        """
         name, model, options = self.files.name, self.model, self.options
-        assert options.save_detector is not None
         if held_out:
             origin = "held-out training parts" if options.holdout else "validation/good"
             with model.observer.stage("calibrate"):
@@ -155,17 +158,19 @@ class ClassRun:
         if warning:
             print(f"warning: {name}: {warning}", file=sys.stderr)
         model.preprocessing_ = read_record(self.files.dataset_path)[0] or None
-        model.save(detector_path(options.save_detector, name))
+        model.save(detector_path(folder, name))
 
     def _doubt(self, report: ClassReport) -> str | None:
         """Why the results can't be trusted: so many samples were left out; None if they can."""
-        samples = {"train": self.files.train, "test": self.files.test}
-        for split, most in (("train", MOST_TRAIN_LEFT_OUT), ("test", MOST_TEST_LEFT_OUT)):
-            left_out = sum(sample["path"].startswith(f"{split}/") for sample in report.skipped)
-            if left_out > most * len(samples[split]):
-                return (
-                    f"{left_out} of {len(samples[split])} {split} samples were left out; mend or remove them"
-                )
+        tested = [sample.path for sample in self.files.test]
+        skipped = {sample["path"] for sample in report.skipped}
+        for split, used, most in (
+            ("training", self._used, MOST_TRAIN_LEFT_OUT),
+            ("test", tested, MOST_TEST_LEFT_OUT),
+        ):
+            left_out = len(skipped.intersection(used))
+            if left_out > most * len(used):
+                return f"{left_out} of {len(used)} {split} samples were left out; mend or remove them"
         return None
 
     def _write(self, evaluated: EvaluatedClass | None, report: ClassReport) -> None:
@@ -176,7 +181,6 @@ class ClassRun:
             write_figures(folder, name, evaluated.figures())
         used = self._used if self.variant.shots else None
         result = {**report.as_dict(), "training_samples": used, "device": str(self.model.device)}
-        result["point_ops"] = self.model.point_ops
         self.results.write(name, self.data(), result)
         if evaluated and self.options.save_preds:
             save_predictions(folder / "pred_maps" / name, evaluated)
