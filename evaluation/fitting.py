@@ -42,7 +42,7 @@ def fit_in_team(
 
     def fit() -> dict[str, Any]:
         here = (found and _on(model, found) for found in patches)
-        of_samples: Iterable[Found | None] = shaken_all(variant, samples, here)
+        of_samples: Iterable[Found | None] = shaken_all(variant, class_name, samples, here)
         if store is not None:
             of_samples = saving(store, class_name, of_samples)
         try:
@@ -69,13 +69,14 @@ def restore_in_team(model: M3DM, path: Path, team: Team) -> None:
 
 
 def scores_of(
-    model: M3DM, samples: list[SampleFiles], variant: Variant, title: str
+    model: M3DM, samples: list[SampleFiles], variant: Variant, class_name: str
 ) -> Iterator[Score | None]:
-    """The scores of samples, in order; None for one that can't be used, of which the model's observer is told."""
+    """The scores of test samples, in order; None for one that can't be used, of which the model's observer is told."""
+    title = f"{class_name} test"
     if not variant.shake:
         yield from model.predict_all(samples, title)
         return
-    patches = shaken_all(variant, samples, model.extract_all(samples, title))
+    patches = shaken_all(variant, class_name, samples, model.extract_all(samples, title))
     for sample, found in zip(samples, patches, strict=True):
         try:
             yield None if found is None else plausible(model.detector_.score(found))

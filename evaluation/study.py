@@ -34,24 +34,26 @@ def drawn(variant: Variant, samples: Sequence[SampleFiles], class_name: str) -> 
 
 
 def shaken_all(
-    variant: Variant, samples: Sequence[SampleFiles], patches: Iterator[Found | None]
+    variant: Variant, class_name: str, samples: Sequence[SampleFiles], patches: Iterator[Found | None]
 ) -> Iterator[Found | None]:
     """`shaken` of each sample's patches, in order."""
     for sample, found in zip(samples, patches, strict=True):
-        yield None if found is None else shaken(variant, found, sample)
+        yield None if found is None else shaken(variant, found, f"{class_name}/{sample.path}")
 
 
-def shaken(variant: Variant, patches: Found, sample: SampleFiles) -> Found:
-    """A sample's patches, times 1 + noise; zeros stay zeros. The same for the same sample and seed."""
+def shaken(variant: Variant, patches: Found, sample: str) -> Found:
+    """A sample's patches, times 1 + noise; zeros stay zeros. The same for the same sample, modality and seed."""
     if not variant.shake:
         return patches
-    rng = np.random.default_rng([variant.shake_seed, _number_of(sample.path)])
-    return {name: _noisy(found, variant.shake, rng) for name, found in patches.items()}
+    return {
+        name: _noisy(found, variant.shake, [variant.shake_seed, _number_of(f"{sample} {name}")])
+        for name, found in patches.items()
+    }
 
 
-def _noisy(patches: Patches, share: float, rng: np.random.Generator) -> Patches:
-    noise = torch.from_numpy(rng.standard_normal(patches.rows.shape)).to(patches.rows.device)
-    rows = (patches.rows.double() * (1 + share * noise)).to(patches.rows.dtype)
+def _noisy(patches: Patches, share: float, seed: Sequence[int]) -> Patches:
+    noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(patches.rows.shape))
+    rows = (patches.rows.double() * (1 + share * noise.to(patches.rows.device))).to(patches.rows.dtype)
     return Patches(rows, patches.row_of_patch, patches.side)
 
 
