@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from utils.files import after_others, alone_with, write_json
+from utils.files import TEMPORARY_PREFIX, after_others, alone_with, write_json
 from utils.metrics import METRICS
 from utils.schema import check_fields
 
@@ -38,11 +38,8 @@ RESULT_FIELDS = {
     "skipped_samples": list[dict[str, str]],
     "doubt": str | None,
     "training_samples": list[str] | None,
-    "device": str,
-    "point_ops": str,
+    "device": str,  # what computed the class: no reason to do it again
 }
-
-MACHINE = ("device", "point_ops")  # what computed a class: recorded, and no reason to do it again
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,9 @@ class ResultsFolder:
         result: Mapping[str, Any] | None = None,
         failure: str | None = None,
     ) -> None:
-        """Record that a class is done, or why it failed; NaN is refused with ValueError."""
+        """Record that a class is done, or why it failed; ValueError for NaN and for what could not be read back."""
+        if result is not None:
+            check_fields(result, RESULT_FIELDS)
         self._write(name, ClassRecord(self.header, dict(data), dict(result) if result else None, failure))
         self.join()
 
@@ -131,49 +130,57 @@ class ResultsFolder:
                 self._write(name, replace(record, run_complete=True))
         self.join()
 
-    def joined(self) -> dict[str, Any]:
-        """The content of results.json: all classes of such runs."""
-        found = {path.stem for path in (self.folder / "classes").glob("*.json")}
+    def joined(self, ending: Collection[str] = ()) -> dict[str, Any]:
+        """The content of results.json: all classes of such runs; `ending`: those whose run is at its end."""
+        found = self._names()
         names = [*(name for name in self.order if name in found), *sorted(found - set(self.order))]
         records = {name: record for name in names if (record := self.record(name)) is not None}
         results = {name: record.result for name, record in records.items() if record.result is not None}
         return {
             **self.header,
             "dataset_path": _all_of(record.data.get("dataset_path") for record in records.values()),
-            **{key: _all_of(result[key] for result in results.values()) for key in MACHINE},
-            "complete": bool(records) and all(record.run_complete for record in records.values()),
+            "device": _all_of(result["device"] for result in results.values()),
+            "complete": bool(records)
+            and all(record.run_complete or name in ending for name, record in records.items()),
             "classes": results,
             "failed_classes": {n: record.failure for n, record in records.items() if record.failure},
         }
 
     def join(self, *, at_work: bool = False) -> dict[str, Any]:
         """Write results.json, and return its content; runs that share the folder do so one after the other."""
-        with after_others(self._lock("join")):
+        with others_waiting(self.folder, "join"):
             content = self.joined()
             if at_work:
                 content["complete"] = False
             write_json(self.folder / RESULTS_NAME, content)
         return content
 
-    def others_waiting(self) -> AbstractContextManager[None]:
-        """While tables and report are written; runs that share the folder do so one after the other."""
-        return after_others(self._lock("tables"))
-
-    def _lock(self, what: str) -> Path:
-        folder = self.folder / LOCKS / "of_all"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / what
-
     def of_other_runs(self) -> list[str]:
         """Classes in the folder whose results another kind of run has made."""
-        names = sorted(path.stem for path in (self.folder / "classes").glob("*.json"))
-        return [name for name in names if self.record(name) is None]
+        return [name for name in sorted(self._names()) if self.record(name) is None]
 
     def _write(self, name: str, record: ClassRecord) -> None:
         write_json(self._path(name), vars(record))
 
+    def _names(self) -> set[str]:
+        """The classes that have a record, by whatever run."""
+        paths = (self.folder / "classes").glob("*.json")
+        return {path.stem for path in paths if not path.name.startswith(TEMPORARY_PREFIX)}
+
     def _path(self, name: str) -> Path:
         return self.folder / "classes" / f"{name}.json"
+
+
+@contextmanager
+def others_waiting(folder: Path, what: str = "tables") -> Iterator[None]:
+    """While the block writes files of all classes; runs that share the folder do so one after the other.
+
+    Who takes several folders takes them in order of their paths, lest two runs wait for each other.
+    """
+    locks = folder / LOCKS / "of_all"
+    locks.mkdir(parents=True, exist_ok=True)
+    with after_others(locks / what):
+        yield
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Results on disk: what is kept, what is stale, what is joined."""
 
 import json
+import shutil
 
 import pytest
 
@@ -17,7 +18,6 @@ EMPTY = {
     "remarks": [],
     "skipped_samples": [],
     "device": "cpu",
-    "point_ops": "cpu",
 }
 RESULT = {
     **dict.fromkeys(RESULT_FIELDS),
@@ -109,10 +109,33 @@ def test_what_is_no_record_of_ours_counts_as_none(tmp_path, content):
     assert ClassRecord.read(tmp_path / "bagel.json") is None
 
 
-def test_results_refuse_nan(results, tmp_path):
-    with pytest.raises(ValueError, match="JSON"):
-        results.write("bagel", DATA, {"au_pro": float("nan")})
+@pytest.mark.parametrize(
+    ("result", "problem"),
+    [
+        ({**RESULT, "au_pro": float("nan")}, "JSON"),
+        ({**RESULT, "extra": 1}, "field 'extra'"),
+        ({"au_pro": 1.0}, "no field"),
+    ],
+)
+def test_what_could_not_be_read_back_is_not_written(results, tmp_path, result, problem):
+    with pytest.raises(ValueError, match=problem):
+        results.write("bagel", DATA, result)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_file_that_is_just_being_written_is_no_class(results, tmp_path):
+    results.write("bagel", DATA, RESULT)
+    shutil.copy(tmp_path / "classes/bagel.json", tmp_path / "classes/.m3dm-tmp-abcdefgh.json")
+    (tmp_path / "classes/.m3dm-tmp-bbcdefgh.json").write_text("{")
+    assert list(results.join()["classes"]) == ["bagel"]
+    assert results.of_other_runs() == []
+
+
+def test_a_run_that_ends_beside_one_at_work_is_not_all(results):
+    results.write("bagel", DATA, RESULT)
+    assert results.joined(ending=["bagel"])["complete"]
+    results.write("rope", DATA, RESULT)
+    assert not results.joined(ending=["bagel"])["complete"]
 
 
 def test_two_runs_of_one_folder_are_kept_from_the_same_class(tmp_path):
