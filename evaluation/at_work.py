@@ -12,8 +12,10 @@ from typing import IO
 
 from evaluation.team import Team
 from utils.files import TEMPORARY_PREFIX, try_lock
+from utils.results import others_waiting
 
 PREFIX = ".at_work_"
+LOCK = "at_work"  # who makes or removes the folder
 DONE, STOPPED = "-", "!"  # in place of a class: all is done; ended because of another process
 LOOK_EVERY_S = 0.2
 
@@ -82,13 +84,15 @@ class AtWork:
         )
 
     def _others(self) -> list[int]:
+        """The other ranks; the team is everyone, so that a place in it is a rank."""
         return [rank for rank in self._team.ranks if rank != self._team.place]
 
     def _is_gone(self, rank: int) -> bool:
         path = self._folder / str(rank)
         if not path.exists():
             return self._team.leads  # which alone removes the folder, at its end
-        return self._locks_work and self._text(rank) != DONE and not _is_locked(path)
+        # the lock first: a process writes that all is done before it ends
+        return self._locks_work and not _is_locked(path) and self._text(rank) != DONE
 
     def _text(self, rank: int) -> str:
         path = self._folder / str(rank)
@@ -98,7 +102,8 @@ class AtWork:
 def _own_file(results: Path, team: Team, held: ExitStack) -> IO[str]:
     """This process's locked file in the folder that the leader makes; `held` closes it.
 
-    Raises ValueError when the folder can't be seen.
+    No other run removes the folder while it is made: it is done with the lock that `_sweep` takes. From then on the
+    leader's file keeps it. Raises ValueError when the folder can't be seen.
     """
 
     def opened(folder: Path) -> IO[str]:
@@ -109,8 +114,9 @@ def _own_file(results: Path, team: Team, held: ExitStack) -> IO[str]:
     files = []
 
     def make() -> str:
-        folder = tempfile.mkdtemp(prefix=PREFIX, dir=results)
-        files.append(opened(Path(folder)))
+        with others_waiting(results, LOCK):
+            folder = tempfile.mkdtemp(prefix=PREFIX, dir=results)
+            files.append(opened(Path(folder)))
         return folder
 
     folder = Path(team.from_leader(make))
@@ -124,11 +130,11 @@ def _own_file(results: Path, team: Team, held: ExitStack) -> IO[str]:
 
 def _sweep(results: Path) -> None:
     """Remove what killed runs have left. Those of runs that live hold a lock, where there are any."""
-    for folder in results.glob(f"{PREFIX}*"):
-        with suppress(OSError):  # its run has just removed it
-            files = list(folder.iterdir())
-            if files and _locks_work(results) and not any(_is_locked(path) for path in files):
-                shutil.rmtree(folder, ignore_errors=True)
+    with others_waiting(results, LOCK):
+        for folder in results.glob(f"{PREFIX}*"):
+            with suppress(OSError):  # its run has just removed it
+                if _locks_work(results) and not any(_is_locked(path) for path in folder.iterdir()):
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _locks_work(folder: Path) -> bool:
@@ -138,5 +144,6 @@ def _locks_work(folder: Path) -> bool:
 
 
 def _is_locked(path: Path) -> bool:
-    with path.open("r+") as file:
-        return not try_lock(file)
+    """Whether a process holds the file; several may ask at once."""
+    with path.open("r") as file:
+        return not try_lock(file, shared=True)

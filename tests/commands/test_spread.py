@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from evaluation import team as team_module
-from evaluation.at_work import AtWork
+from evaluation.at_work import AtWork, _is_locked
 from evaluation.finish import VariantRun
 from evaluation.options import Variant
 from evaluation.run import _check_equal
@@ -220,7 +220,17 @@ def test_what_a_killed_run_left_of_its_roll_goes_and_a_living_one_keeps_its(tmp_
         with AtWork.announced(tmp_path, Team()) as at_work:
             at_work.on("rope")
             at_work.done()
-    assert [path.name for path in tmp_path.iterdir()] == [".at_work_living"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".at_work_living", ".locks"]
+
+
+def test_two_who_ask_at_once_both_see_that_a_process_is_gone(tmp_path):
+    (tmp_path / "0").write_text("bagel")
+    with (tmp_path / "0").open() as file:
+        assert try_lock(file, shared=True)
+        assert not _is_locked(tmp_path / "0")
+    with (tmp_path / "0").open("a") as file:
+        assert try_lock(file)
+        assert _is_locked(tmp_path / "0")
 
 
 def test_alone_a_team_does_everything_in_order():
