@@ -13,10 +13,10 @@ from evaluation.study import summary
 from feature_extractors.settings import Settings
 from m3dm_runner import M3DM
 from utils.files import write_json
-from utils.metrics import METRICS
+from utils.metrics import METRICS, mean_over_classes
 from utils.report.run_report import write_report
 from utils.reporting import TableRow, append_tables, problem_lines
-from utils.results import RESULTS_NAME, ResultsFolder
+from utils.results import RESULTS_NAME, ResultsFolder, others_waiting
 
 Record = Mapping[str, Any]  # what results.json holds
 REPORT_NAME = "report.html"
@@ -42,9 +42,9 @@ def remove_stale(options: RunOptions) -> None:
 def finish(options: RunOptions, runs: Sequence[VariantRun], names: Sequence[str]) -> int:
     """Join the classes' results, append the rows to the tables, write the reports; returns the exit status."""
     with ExitStack() as held:
-        for run in runs:  # runs that share a folder end one after the other
-            held.enter_context(run.results.others_waiting())
-        records = {run.variant.name: run.results.joined() for run in runs}
+        for folder in sorted({options.results_dir, *(run.results.folder for run in runs)}):
+            held.enter_context(others_waiting(folder))
+        records = {run.variant.name: run.results.joined(ending=names) for run in runs}
         shown = [_write_tables_and_report(run, records[run.variant.name]) for run in runs]
         print(_write_summary(options, runs, records) if options.is_study else shown[0])
         for run in runs:
@@ -96,7 +96,8 @@ def _write_summary(options: RunOptions, runs: Sequence[VariantRun], records: Map
     content = {
         **first,
         **{"row": row, "shot_seed": None, "shake_seed": None, "variants": list(records)},
-        **{"complete": True, "classes": classes, "failed_classes": failed},
+        "complete": all(record["complete"] for record in records.values()),
+        **{"classes": classes, "failed_classes": failed},
     }
     write_json(options.results_dir / RESULTS_NAME, content)
     deviations = {name: result["deviation"] for name, result in classes.items()}
@@ -110,6 +111,6 @@ def _write_summary(options: RunOptions, runs: Sequence[VariantRun], records: Map
 def _deviation_of_means(key: str, classes: Mapping[str, Any]) -> float | None:
     """Sample standard deviation of the mean over the classes, over the variants."""
     columns = [[values[key] for values in result["variants"].values()] for result in classes.values()]
-    if not columns or any(None in column for column in columns) or len(columns[0]) < 2:
-        return None
-    return statistics.stdev(statistics.fmean(of_variant) for of_variant in zip(*columns, strict=True))
+    means = [mean_over_classes(of_variant) for of_variant in zip(*columns, strict=True)]
+    known = [mean for mean in means if mean is not None]
+    return statistics.stdev(known) if len(known) == len(means) > 1 else None
