@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from utils.console import fail, print_anything
 from utils.files import alone_with, check_writable, sweep_leftovers
 from utils.flags import HelpFormatter, natural, natural_float, not_empty, positive, positive_float, seed
+from utils.resources import shortage_named
 from utils.world import World, end_with_launcher, find_world
 
 if TYPE_CHECKING:
@@ -148,12 +149,17 @@ def run() -> int:
     print_anything()
     args = get_args_parser().parse_args()
     try:
-        main(args)
+        with shortage_named():
+            main(args)
     except ConnectionError as error:
         time.sleep(FIRST_ERROR_S)  # let the process that failed first be the one that is heard
         return fail(PROGRAM, f"error: {error}", 1)
     except (ValueError, OSError, FloatingPointError) as error:
         return fail(PROGRAM, f"error: {error}", 1)
+    except MemoryError as error:
+        return fail(
+            PROGRAM, f"error: out of memory ({error}); use a smaller --batch_size or --num_workers", 1
+        )
     except KeyboardInterrupt as interrupt:
         return fail(
             PROGRAM, f"interrupted; {str(interrupt) or 'repeat the command to begin again'}", INTERRUPTED

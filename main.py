@@ -34,6 +34,7 @@ from utils.flags import (
     seed,
 )
 from utils.reporting import check_tables
+from utils.resources import shortage_named
 from utils.results import alone_with_classes
 from utils.signals import Terminated, ended_by_sigterm
 from utils.world import end_with_launcher, find_world
@@ -42,6 +43,9 @@ from utils.world import end_with_launcher, find_world
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 PROGRAM = "main.py"
+LESS_MEMORY = (
+    "use a smaller --num_workers, --batch_size, --img_size or --max_sample, or --feature_dtype float16"
+)
 INTERRUPTED, TERMINATED = 130, 143  # exit status after Ctrl-C and SIGTERM, as shells have it
 FIRST_ERROR_S = 5  # a launcher ends the other processes within this time of the first error
 MOST_WORKERS = 4  # one or two already keep up with the networks
@@ -356,7 +360,7 @@ def main(argv: list[str] | None = None) -> int:
     if problem:
         parser.error(problem)
     try:
-        with ended_by_sigterm():
+        with ended_by_sigterm(), shortage_named():
             return run(options_from_args(args), settings, data_from_args(args), args.local_rank)
     except ConnectionError as error:
         time.sleep(FIRST_ERROR_S)  # let the process that failed first be the one that is heard
@@ -364,8 +368,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return fail(PROGRAM, f"error: {error}", 1)
     except MemoryError as error:
-        remedy = "use a smaller --img_size, --batch_size or --max_sample, or --feature_dtype float16"
-        return fail(PROGRAM, f"error: out of memory ({error}); {remedy}", 1)
+        return fail(PROGRAM, f"error: out of memory ({error}); {LESS_MEMORY}", 1)
     except KeyboardInterrupt:
         return fail(PROGRAM, "interrupted; repeat the same command to resume", INTERRUPTED)
     except Terminated:

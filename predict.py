@@ -19,12 +19,13 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from utils.console import one_line, print_anything
+from utils.console import fail, one_line, print_anything
 from utils.files import alone_with, check_writable, naming, sweep_leftovers
 from utils.flags import HelpFormatter, named_path, natural, positive, positive_float
 from utils.formats.organised import CloudOptions
 from utils.formats.parts import Part, parts_anywhere
 from utils.part_reader import PartReader, recorded_parameters
+from utils.resources import shortage_named
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 # Threads that wait must not spin: torch's and the loaders' share the cores. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+PROGRAM = "predict.py"
 INTERRUPTED = 130
 LOCK_NAME = ".judging"
 KINDS = {"maps": ".tiff", "overlays": ".png", "clouds": ".ply"}  # what is written of a part, by folder
@@ -108,13 +110,15 @@ def main(argv: list[str] | None = None) -> int:
     if problem := find_contradiction(args):
         parser.error(problem)
     try:
-        return run(args)
+        with shortage_named():
+            return run(args)
     except (ValueError, OSError) as error:
-        print(f"predict.py: error: {error}", file=sys.stderr)
-        return 1
+        return fail(PROGRAM, f"error: {error}", 1)
+    except MemoryError as error:
+        remedy = "use a smaller --num_workers, or a detector of a smaller --img_size or --f_coreset"
+        return fail(PROGRAM, f"error: out of memory ({error}); {remedy}", 1)
     except KeyboardInterrupt:
-        print("predict.py: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return fail(PROGRAM, "interrupted", INTERRUPTED)
 
 
 def find_contradiction(args: argparse.Namespace) -> str | None:

@@ -24,9 +24,12 @@ from m3dm_runner import M3DM
 from models.uff.feature_store import FeatureStoreWriter, StoreMeta
 from utils.distributed import join, leave
 from utils.reporting import versions
+from utils.resources import shortage_named
 from utils.results import ResultsFolder
 from utils.signals import Terminated
 from utils.world import World
+
+FINGERPRINT_DIGITS = 12  # of the folder's name
 
 
 def run(options: RunOptions, settings: Settings, classes: Sequence[ClassFiles], world: World) -> int:
@@ -86,7 +89,7 @@ def _run_classes(
     with _watching(AtWork.announced(options.results_dir, team)) as at_work:
         for name, class_team in plan_teams(world, names, alone=runs[0].model.draws_features):
             at_work.on(name)
-            with _naming(name), _kept_features(name, options, runs, class_team):
+            with _naming(name), _kept_features(by_name[name], options, runs, class_team):
                 for i in to_do[name]:
                     of_class(by_name[name], runs[i], class_team).run()
         at_work.done()
@@ -113,7 +116,8 @@ def _watching(announced: AbstractContextManager[AtWork]) -> Iterator[AtWork]:
 def _naming(class_name: str) -> Iterator[None]:
     """MemoryError and OSError say which class they ended."""
     try:
-        yield
+        with shortage_named():
+            yield
     except MemoryError as error:
         raise MemoryError(f"{class_name}: {error}") from error
     except ConnectionError:
@@ -123,17 +127,22 @@ def _naming(class_name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _kept_features(name: str, options: RunOptions, runs: Sequence[VariantRun], team: Team) -> Iterator[None]:
-    """The variants of a study share a class's features; without --features for the time of the class."""
+def _kept_features(
+    files: ClassFiles, options: RunOptions, runs: Sequence[VariantRun], team: Team
+) -> Iterator[None]:
+    """The variants of a study share a class's features; without --features for the time of the class.
+
+    The fingerprint in their path keeps those that a cut run has left of other data from being used.
+    """
     if options.features is not None or not options.is_study or runs[0].model.draws_features:
         yield
         return
-    folder = options.results_dir / TEMPORARY_FEATURES / name
+    folder = options.results_dir / TEMPORARY_FEATURES / files.name / files.fingerprint[:FINGERPRINT_DIGITS]
     for run in runs:
         run.model.keep_features(folder)
     yield
     if team.leads:
-        _remove_features(options, name)
+        _remove_features(options, files.name)
 
 
 def _remove_features(options: RunOptions, name: str) -> None:
@@ -231,6 +240,7 @@ def _header(options: RunOptions, model: M3DM, variant: Variant) -> dict[str, Any
         "shake": variant.shake,
         "shake_seed": variant.shake_seed if variant.shake else None,
         "attention": attention(),
+        "point_ops": model.point_ops,
         "label_by_folder": options.label_by_folder,
         "holdout": each.holdout,
         "threshold_rule": each.threshold_rule,

@@ -19,6 +19,7 @@ import torch.distributed as dist
 # and its threads would live on after `leave`, into Python's end, where they now and then abort the process.
 import torch.distributed.nn
 
+from utils.resources import shortage_named
 from utils.world import World
 
 # Gloo's two threads let go of a message a moment after it was sent. If nobody else held it they would need the
@@ -124,9 +125,10 @@ def _is_joined() -> bool:
 
 @contextmanager
 def lost_process() -> Iterator[None]:
-    """Around talk with other processes. ConnectionError when another one has ended."""
+    """Around talk with other processes. ConnectionError when another one has ended; MemoryError."""
     try:
-        yield
+        with shortage_named():
+            yield
     except RuntimeError as error:
         raise ConnectionError(
             f"process {dist.get_rank()} of {dist.get_world_size()} lost another one; the first error of all "

@@ -1,4 +1,4 @@
-"""Where the time and the memory of a class went."""
+"""Where the time and the memory of a class went, and what is said when memory is short."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ PROC_CLEAR = Path("/proc/self/clear_refs")
 HASH_BLOCK = 1 << 20  # bytes
 RESET_PEAK = "5"  # proc(5): resets the peak resident set size
 RESET_SLACK_MB = 16  # what may be given back between a reset and a look at its effect
+SHORT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator")  # in what torch says
+LOST_WORKER = "DataLoader worker"
 
 
 class Stopwatch:
@@ -32,6 +34,21 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@contextmanager
+def shortage_named() -> Iterator[None]:
+    """Around work with torch, which says by RuntimeError that memory is short: here it is MemoryError.
+
+    So is a loader's process that was killed, which is what systems do when memory is short.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        said = next(iter(str(error).splitlines()), "")
+        if any(sign in said for sign in SHORT_OF_MEMORY) or said.startswith(LOST_WORKER):
+            raise MemoryError(said) from error
+        raise
 
 
 def reset_peak_memory() -> bool:

@@ -1,11 +1,15 @@
 import hashlib
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
-from utils.resources import Stopwatch, peak_memory_mb, reset_peak_memory, sha256_of
+from utils.resources import Stopwatch, peak_memory_mb, reset_peak_memory, sha256_of, shortage_named
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK_MB = 256
@@ -22,6 +26,27 @@ def test_stages_sum_and_count_even_when_they_fail():
         pass
     assert list(watch.seconds) == ["a", "b"]
     assert watch.seconds["a"] > first > 0
+
+
+def test_torch_without_memory_is_a_memory_error():
+    with pytest.raises(MemoryError, match="DefaultCPUAllocator"), shortage_named():
+        torch.empty(1 << 62, dtype=torch.uint8)
+
+
+def _killed(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills as Linux does")
+def test_a_loader_whose_process_was_killed_is_a_memory_error():
+    loader = DataLoader([1, 2, 3], num_workers=1, worker_init_fn=_killed)
+    with pytest.raises(MemoryError, match=r"^DataLoader worker .*(killed|exited)"), shortage_named():
+        list(loader)
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="other"), shortage_named():
+        raise RuntimeError("other")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="not measured on Windows")
