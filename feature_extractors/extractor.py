@@ -26,13 +26,24 @@ MOST_BATCHES_AT_ONCE = 4  # on the CPU, each with some 0.3 GB of activations
 class PreparedSample:
     """A sample with what its cloud gives without a network; geometry is None where no cloud is looked at.
 
-    kept: patches that are known already.
+    on_sample, on_cloud: what is odd about its files, and about what the xyz backbone makes of its cloud. kept: patches
+    that are known already.
     """
 
     image: np.ndarray
     geometry: Any
-    remarks: tuple[str, ...] = ()
+    on_sample: tuple[str, ...] = ()
+    on_cloud: tuple[str, ...] = ()
     kept: Kept = NOTHING_KEPT
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """All that is odd, each once."""
+        return tuple(dict.fromkeys(self.on_sample + self.on_cloud + self.kept.remarks))
+
+    def remarks_of(self, modality: Modality) -> tuple[str, ...]:
+        """What goes with the patches of one backbone."""
+        return self.on_sample + (self.on_cloud if modality == "xyz" else ())
 
 
 @dataclass(frozen=True)
@@ -46,12 +57,11 @@ class Preparation:
 
     def __call__(self, sample: Sample, kept: Kept = NOTHING_KEPT) -> PreparedSample:
         if self.prepare_cloud is None or "xyz" in kept.patches:
-            remarks = tuple(dict.fromkeys(sample.remarks + kept.remarks))
-            return PreparedSample(sample.image, None, remarks, kept)
+            return PreparedSample(sample.image, None, sample.remarks, kept=kept)
         if len(sample.points) == 0:
             raise ValueError("the cloud has no point")
         cloud = self.prepare_cloud(sample)
-        return PreparedSample(sample.image, cloud.geometry, sample.remarks + cloud.remarks, kept)
+        return PreparedSample(sample.image, cloud.geometry, sample.remarks, cloud.remarks, kept)
 
 
 class Extractor:

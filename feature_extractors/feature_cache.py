@@ -1,9 +1,9 @@
 """Extracted features on disk (`--features`), so that a second method, seed or coreset needs no network.
 
 A folder a backbone with its weights, settings and packages, `rgb-<name>-<digits>/`, in which `identity.json` says what
-it is; there a file a sample, `<class>/<split>/<kind>/rgb/<stem>.npz`: the distinct rows as they were extracted, so that
-scores are equal to the bit. A file also holds sizes and times of the sample's own files; where these have changed,
-or where the file is damaged, the sample is extracted anew.
+it is; there a file a sample, `<data set>/<class>/<split>/<kind>/rgb/<stem>.npz`: the distinct rows as they were
+extracted, so that scores are equal to the bit. A file also holds sizes and times of the sample's own files; where
+these have changed, or where the file is damaged, the sample is extracted anew.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,17 +99,22 @@ class FeatureCache:
         for modality, folder in self._folders.items():
             found = read_kept(_path(folder, sample), source, self._grids[modality])
             if found is not None:
-                patches[modality], remarks = found
-        return Kept(patches, remarks, source)
+                patches[modality], told = found
+                remarks += told
+        return Kept(patches, tuple(dict.fromkeys(remarks)), source)
 
     def write(
-        self, sample: object, patches: Mapping[Modality, Patches], remarks: tuple[str, ...], known: Kept
+        self,
+        sample: object,
+        patches: Mapping[Modality, Patches],
+        remarks_of: Callable[[Modality], tuple[str, ...]],
+        known: Kept,
     ) -> None:
-        """Keep what was not `known` of a sample. Raises OSError."""
+        """Keep what was not `known` of a sample, with the remarks that go with each modality. Raises OSError."""
         if not isinstance(sample, SampleFiles):
             return
         for modality in self.modalities - set(known.patches):
-            about = {"source": known.source, "remarks": remarks}
+            about = {"source": known.source, "remarks": remarks_of(modality)}
             _write(_path(self._folders[modality], sample), patches[modality], about)
 
 
@@ -146,7 +151,8 @@ def _folder_name(modality: Modality, identity: Mapping[str, Any]) -> str:
 
 def _path(folder: Path, sample: SampleFiles) -> Path:
     class_folder = sample.rgb.parents[len(Path(sample.path).parts) - 1]
-    return folder / class_folder.name / Path(sample.path).with_suffix(".npz")
+    data = class_folder.parent.resolve().name
+    return folder / data / class_folder.name / Path(sample.path).with_suffix(".npz")
 
 
 def _write_once(path: Path, identity: Mapping[str, Any]) -> None:

@@ -75,7 +75,7 @@ class Pipeline(Generic[Item]):
         extracted = self._extractor.backbone_patches([loaded for _, loaded in new]) if new else []
         if self._cache:
             for (item, loaded), patches in zip(new, extracted, strict=True):
-                self._cache.write(item, patches, loaded.remarks, loaded.kept)
+                self._cache.write(item, patches, loaded.remarks_of, loaded.kept)
         fresh = iter(extracted)
         usable = [loaded for _, loaded in batch if not isinstance(loaded, ValueError)]
         return [

@@ -1,16 +1,23 @@
 """Kept features, seeds, shots and shaken features: what they share, and what they must not change."""
 
+import csv
 import json
 import os
+import shutil
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from dataset import list_samples
 from evaluation.options import Variant, variants
 from evaluation.study import drawn, shaken
-from feature_extractors.extractor import Extractor
+from feature_extractors.extractor import Extractor, PreparedSample
+from feature_extractors.feature_cache import FeatureCache
+from feature_extractors.settings import Settings
 from models.fpfh.encoder import Description
 from tests.conftest import write_class
 from tests.tiny_runs import all_files, read_record, run_main
@@ -33,6 +40,10 @@ def _no_network(monkeypatch) -> None:
 
 def _scores(results: Path) -> bytes:
     return (results / "scores" / "bagel.csv").read_bytes()
+
+
+def _numbers(scores: bytes) -> list[float]:
+    return [float(row["score"]) for row in csv.DictReader(scores.decode().splitlines())]
 
 
 class TestFeatures:
@@ -87,7 +98,7 @@ class TestFeatures:
     def test_what_is_damaged_or_stale_is_extracted_anew(self, data, tmp_path, monkeypatch, change):
         flags = ["--features", str(tmp_path / "features"), *CLASS]
         assert run_main(data, tmp_path / "one", "DINO", *flags) == 0
-        (file,) = tmp_path.glob("features/rgb-*/bagel/test/hole/rgb/001.npz")
+        (file,) = tmp_path.glob("features/rgb-*/*/bagel/test/hole/rgb/001.npz")
         content = file.read_bytes()
         image = data / "bagel/test/hole/rgb/001.png"
         if change == "damaged":
@@ -95,6 +106,7 @@ class TestFeatures:
         elif change == "truncated":
             file.write_bytes(content[:-100])
         elif change == "of another time":
+            stat = image.stat()
             os.utime(image)
         else:
             file.unlink()
@@ -106,8 +118,36 @@ class TestFeatures:
         assert run_main(data, tmp_path / "two", "DINO", *flags) == 0
         assert len(seen) == 1
         assert _scores(tmp_path / "two") == _scores(tmp_path / "one")
-        if change != "of another time":
+        if change == "of another time":
+            os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        else:
             assert file.read_bytes() == content
+
+    def test_what_is_odd_about_the_cloud_is_no_remark_on_the_image(self, data, tmp_path):
+        odd = PreparedSample(np.zeros(0), None, on_sample=("sizes differ",), on_cloud=("few points",))
+        assert odd.remarks_of("rgb") == ("sizes differ",)
+        assert odd.remarks_of("xyz") == odd.remarks == ("sizes differ", "few points")
+        settings = Settings("DINO+Point_MAE", rgb_backbone_name="vit_small_patch8_224_dino", img_size=32)
+        cache = FeatureCache(tmp_path, settings, {"rgb": "a", "xyz": "b"})
+        (sample,) = list_samples(data / "bagel", "train")[:1]
+        patches = {
+            name: Patches(
+                torch.ones(1, settings.dim(name)), torch.zeros(side * side, dtype=torch.int64), side
+            )
+            for name, side in (("rgb", settings.rgb_side), ("xyz", settings.xyz_side))
+        }
+        cache.write(sample, patches, odd.remarks_of, cache.read(sample))
+        assert cache.read(sample).remarks == odd.remarks
+        rgb = FeatureCache(tmp_path, replace(settings, method_name="DINO"), {"rgb": "a"})
+        assert rgb.read(sample).remarks == ("sizes differ",)
+
+    def test_classes_of_one_name_in_two_data_sets_are_kept_apart(self, data, tmp_path, monkeypatch):
+        features = ["--features", str(tmp_path / "features")]
+        other = Path(shutil.copytree(data, tmp_path / "other"))
+        for root in (data, other):
+            assert run_main(root, tmp_path / "results" / root.name, "FPFH", *features) == 0
+        _no_network(monkeypatch)
+        assert run_main(data, tmp_path / "again", "FPFH", *features) == 0
 
 
 class TestSeeds:
@@ -139,6 +179,26 @@ class TestSeeds:
         assert rows[0] == f"| DINO (random weights) (2 variants), mean | {value} | {value} |"
         assert "deviation" in rows[1]
 
+    def test_studies_of_one_folder_take_their_locks_in_one_order(self, data, tmp_path, monkeypatch):
+        from evaluation import finish
+
+        taken = []
+        wait = finish.others_waiting
+        monkeypatch.setattr(finish, "others_waiting", lambda folder: (taken.append(folder), wait(folder))[1])
+        for seeds in (("0", "1"), ("1", "0")):
+            assert run_main(data, tmp_path, "FPFH", "--shake", "1e-6", "--shake_seeds", *seeds) == 0
+        assert taken[:3] == taken[3:] == [tmp_path, *(tmp_path / f"shake_1e-06_seed_{i}" for i in (0, 1))]
+
+    def test_a_study_beside_one_at_work_is_not_complete(self, data, tmp_path):
+        flags = ["--shake", "1e-6", "--shake_seeds", "0", "1"]
+        assert run_main(data, tmp_path, "FPFH", *flags) == 0
+        assert read_record(tmp_path)["complete"]
+        path = tmp_path / "shake_1e-06_seed_0/classes/bagel.json"
+        record = json.loads(path.read_text())
+        (path.parent / "rope.json").write_text(json.dumps({**record, "run_complete": False}))
+        assert run_main(data, tmp_path, "FPFH", *flags) == 0
+        assert not read_record(tmp_path)["complete"]
+
     def test_features_are_extracted_once_and_do_not_stay(self, data, tmp_path, monkeypatch):
         count = []
         extract = Extractor.backbone_patches
@@ -152,6 +212,14 @@ class TestSeeds:
 
 
 class TestShots:
+    def test_a_class_is_doubtful_when_most_of_its_shots_are_left_out(self, data, tmp_path, capsys):
+        root = shutil.copytree(data, tmp_path / "data")
+        for i in (0, 1, 2):
+            (root / f"bagel/train/good/rgb/{i:03d}.png").write_bytes(b"")
+        flags = ["--shots", "3", "--unchecked"]
+        assert run_main(root, tmp_path / "results", "DINO", *flags) == 1
+        assert "bagel: doubtful: 2 of 3 training samples were left out" in capsys.readouterr().err
+
     def test_the_draw_is_recorded_by_name_and_names_the_row(self, data, tmp_path):
         assert run_main(data, tmp_path, "DINO", "--shots", "2", "--shot_seeds", "3") == 0
         record = read_record(tmp_path)
@@ -181,14 +249,35 @@ class TestShake:
             assert run_main(data, tmp_path / name, "FPFH", *flags) == 0
         assert run_main(data, tmp_path / "plain", "FPFH") == 0
         shaken_scores = [_scores(tmp_path / "a" / f"shake_0.0001_seed_{seed}") for seed in (0, 1)]
+        plain = _scores(tmp_path / "plain")
         assert shaken_scores[0] == _scores(tmp_path / "b/shake_0.0001_seed_0")
-        assert len({*shaken_scores, _scores(tmp_path / "plain")}) == 3
+        assert len({*shaken_scores, plain}) == 3
+        for found in shaken_scores:
+            assert _numbers(found) == pytest.approx(_numbers(plain), rel=0.05)
+
+    def test_noise_is_a_matter_of_class_sample_modality_and_seed_and_of_no_order(self):
+        ones = Patches(torch.ones(4, 3), torch.arange(4), 2)
+        either = [{"rgb": ones, "xyz": ones}, {"xyz": ones, "rgb": ones}]
+        of_each = [shaken(Variant(shake=1e-3), patches, "bagel/test/good/rgb/000.png") for patches in either]
+        for modality in ("rgb", "xyz"):
+            assert torch.equal(*(found[modality].rows for found in of_each))
+        other_class = shaken(Variant(shake=1e-3), either[0], "rope/test/good/rgb/000.png")
+        other_seed = shaken(Variant(shake=1e-3, shake_seed=1), either[0], "bagel/test/good/rgb/000.png")
+        drawn_rows = [of_each[0]["rgb"], of_each[0]["xyz"], other_class["rgb"], other_seed["rgb"]]
+        assert len({tuple(found.rows.flatten().tolist()) for found in drawn_rows}) == 4
+
+    def test_features_that_were_kept_are_shaken_like_those_extracted_now(self, data, tmp_path):
+        features = ["--features", str(tmp_path / "features")]
+        assert run_main(data, tmp_path / "xyz", "Point_MAE", *features, "--xyz_backbone_name", "FPFH") == 0
+        flags = ["--xyz_backbone_name", "FPFH", "--shake", "1e-4"]
+        assert run_main(data, tmp_path / "a", "DINO+Point_MAE", *flags) == 0
+        assert run_main(data, tmp_path / "b", "DINO+Point_MAE", *flags, *features) == 0
+        assert _scores(tmp_path / "a") == _scores(tmp_path / "b")
 
     def test_zeros_stay_zeros_and_the_noise_is_relative(self):
         rows = torch.tensor([[0.0, 1.0, 1e6]]).repeat(4000, 1)
-        sample = SampleFiles(Path(), Path(), None, 0, "test/good/rgb/000.png")
         patches = {"xyz": Patches(rows, torch.zeros(4, dtype=torch.int64), 2)}
-        found = shaken(Variant(shake=1e-3), patches, sample)["xyz"].rows
+        found = shaken(Variant(shake=1e-3), patches, "bagel/test/good/rgb/000.png")["xyz"].rows
         assert (found[:, 0] == 0).all()
         for column in (1, 2):
             noise = found[:, column] / rows[:, column] - 1
