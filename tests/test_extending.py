@@ -75,7 +75,7 @@ def _run(project: Path, data: Path, *flags: str) -> dict:
     ]
     done = subprocess.run([*command, *flags], cwd=project, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert (results / "median_gap_results.md").is_file()
+    assert (results / "quiet_recall_results.md").is_file()
     return json.loads((results / "results.json").read_text(encoding="utf-8"))
 
 
@@ -93,7 +93,7 @@ def test_all_additions_work_together(extended, gears):
     record = _run(extended, gears, *flags.split())
     result = record["classes"]["spur_gear"]
     assert result["counts"]["rgb_bank_rows"] == 3 * 4 * 4 // 2
-    assert result["median_gap"] is not None
+    assert result["quiet_recall"] is not None
     assert record["weights"] == {"rgb": "random, seed 0", "xyz": "none needed"}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -240,3 +241,10 @@ METRICS = (
 def measure(predictions: Predictions) -> dict[str, float | None]:
     """Every metric of the table, by its key. Raises ValueError for NaN among the scores or maps."""
     return {metric.key: metric.function(predictions) for metric in METRICS}
+
+
+def mean_over_classes(values: Iterable[float | None]) -> float | None:
+    """The mean of a metric; None where it is None of one class: over fewer classes it is another figure."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return statistics.fmean(known) if found and len(known) == len(found) else None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.files import write_text
-from utils.metrics import METRICS
+from utils.metrics import METRICS, mean_over_classes
 from utils.structures import Thresholds
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "numba", "pillow", "tifffile")
@@ -35,8 +35,7 @@ def versions() -> dict[str, str]:
 
 def markdown_table(row_name: str, values: dict[str, float | None]) -> str:
     """A table of one row: a column a class and their mean, three decimals; what is not available says so."""
-    known = [value for value in values.values() if value is not None]
-    return _table(row_name, {**values, "Mean": sum(known) / len(known) if known else None})
+    return _table(row_name, {**values, "Mean": mean_over_classes(values.values())})
 
 
 def _table(row_name: str, cells: dict[str, float | None]) -> str:
@@ -152,6 +151,7 @@ def _read_table(path: Path) -> str:
 
 def _with_rows(before: str, header: str, rule: str, rows: list[str]) -> str:
     """The file's text with rows under its last table, or in a new one where the columns differ."""
+    before += "" if before.endswith("\n") else "\n"  # a file that was edited by hand
     lines = before.splitlines()
     headers = [line for line in lines if line.startswith("| Method |")]
     same_table = headers and headers[-1] == header

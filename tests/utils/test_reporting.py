@@ -40,10 +40,19 @@ def test_table_titles_classes_and_adds_their_mean():
     )
 
 
-def test_unavailable_metrics_are_said_to_be_and_do_not_count_in_the_mean():
-    assert markdown_table("DINO", {"bagel": None, "rope": 0.5}).endswith("| DINO | n/a | 0.500 | 0.500 |\n")
+def test_a_metric_that_is_not_available_leaves_no_mean():
+    assert markdown_table("DINO", {"bagel": 0.25, "rope": 0.5}).endswith("| DINO | 0.250 | 0.500 | 0.375 |\n")
+    assert markdown_table("DINO", {"bagel": None, "rope": 0.5}).endswith("| DINO | n/a | 0.500 | n/a |\n")
     assert markdown_table("DINO", {"bagel": None}).endswith("| DINO | n/a | n/a |\n")
     assert format_metric(None) == "n/a"
+
+
+def test_a_table_saved_without_a_last_line_end_keeps_its_rows_apart(tmp_path):
+    append_tables(tmp_path, [TableRow("DINO", {"bagel": _result()})])
+    path = tmp_path / "image_rocauc_results.md"
+    path.write_text(path.read_text().rstrip())
+    append_tables(tmp_path, [TableRow("Fusion", {"bagel": _result()})])
+    assert path.read_text().splitlines()[-2:] == ["| DINO | 0.500 | 0.500 |", "| Fusion | 0.500 | 0.500 |"]
 
 
 def test_tables_grow_by_a_row_while_the_classes_stay(tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from utils.class_names import EYECANDIES_CLASSES, MVTEC3D_CLASSES
-from utils.metrics import Metric
+from utils.metrics import Metric, mean_over_classes
 from utils.report import published
 from utils.report.page import difference
 from utils.report.published import Figure
@@ -114,11 +114,13 @@ def published_value(
 
 
 def remarks(runs: Iterable[Run]) -> list[str]:
-    """A line on each thing that makes figures doubtful: random weights, runs cut, classes that failed or are odd."""
+    """A line on each thing that makes figures doubtful: random weights, other data, runs cut, classes that failed."""
     lines = []
     for run in runs:
         if run.random_weights:
             lines.append(f"{run.name}: random weights: these figures mean nothing")
+        if len(run.datasets) > 1:
+            lines.append(f"{run.name}: one row of {' and '.join(run.datasets)}: are these the same data?")
         if not run.complete:
             lines.append(f"{run.name}: the run is not complete")
         lines += [f"{run.name}: {name}: failed: {why}" for name, why in run.failed.items()]
@@ -135,9 +137,7 @@ def _over(values: Iterable[float | None]) -> Value:
 
 
 def _variant_mean(run: Run, metric: str, columns: Sequence[str], variant: str) -> float | None:
-    values = [run.samples.get(name, {}).get(variant, {}).get(metric) for name in columns]
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known and len(known) == len(columns) else None
+    return mean_over_classes(run.samples.get(name, {}).get(variant, {}).get(metric) for name in columns)
 
 
 def _our_line(run: Run, metric: str, columns: Sequence[str]) -> Line:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from utils.metrics import METRICS
+from utils.metrics import METRICS, mean_over_classes
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 MEAN = "mean"  # over all classes of the data set
@@ -82,9 +82,7 @@ def mean_of(figures: Collection[Figure], metric: str, classes: Collection[str]) 
     """The published mean over just these classes, as printed where they are all; None where it is not known."""
     if set(classes) == set(all_classes()):
         return value_of(figures, metric, MEAN)
-    known = [value_of(figures, metric, name) for name in classes]
-    values = [value for value in known if value is not None]
-    return sum(values) / len(values) if values and len(values) == len(known) else None
+    return mean_over_classes(value_of(figures, metric, name) for name in classes)
 
 
 def all_classes() -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.files import write_text
-from utils.metrics import AU_PRO_LIMIT, METRICS, Metric
+from utils.metrics import AU_PRO_LIMIT, METRICS, Metric, mean_over_classes
 from utils.report import published
 from utils.report.charts import histogram, line_chart
 from utils.report.figures import (
@@ -117,15 +117,8 @@ def _comparison(metric: Metric, figures: Sequence[Figure], classes: Classes) -> 
     rows = [
         _compared(name, value, published.value_of(figures, metric.key, name)) for name, value in ours.items()
     ]
-    known = [value for value in ours.values() if value is not None]
-    same = len(known) == len(ours)
-    rows.append(
-        _compared(
-            "Mean",
-            sum(known) / len(known) if known else None,
-            published.mean_of(figures, metric.key, list(ours)) if same else None,
-        )
-    )
+    mean = mean_over_classes(ours.values())
+    rows.append(_compared("Mean", mean, published.mean_of(figures, metric.key, list(ours))))
     return table(["", "here", "published", "diff."], rows, last_is_sum=True, caption=metric.title)
 
 

@@ -22,6 +22,7 @@ RECORD: dict[str, Any] = {
     "classes": dict[str, dict[str, Any]],
     "failed_classes": dict[str, str],
     "row": str,
+    "dataset_path": str,
 }
 CLASS: dict[str, Any] = {
     **{metric.key: float | None for metric in METRICS},
@@ -43,17 +44,17 @@ class ResultsError(ValueError):
 class Run:
     """A row of the tables: one run, a study, or several runs joined.
 
-    samples: of each class the metrics of each variant, by the variant's name; a plain run has one variant.
-    settings: all that metrics depend on but seeds, which are in `seeds`. doubts, failed: class -> why.
+    datasets: where the data were. samples: of each class the metrics of each variant, by the variant's name; a plain
+    run has one variant. settings: all that metrics depend on but seeds. doubts, failed: class -> why.
     """
 
     folders: tuple[Path, ...]
+    datasets: tuple[str, ...]
     name: str
     method_name: str
     random_weights: bool
     complete: bool
     settings: Mapping[str, Any]
-    seeds: Mapping[str, Any]
     samples: Mapping[str, Mapping[str, Metrics]]
     doubts: Mapping[str, str]
     failed: Mapping[str, str]
@@ -79,7 +80,7 @@ def read_run(folder: Path) -> Run:
     path = folder / RESULTS_NAME
     try:
         record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-        check_fields(record, RECORD, frozenset({"row"}), closed=False)
+        check_fields(record, RECORD, frozenset({"row", "dataset_path"}), closed=False)
         seeds = {**_seeds(record), **_seeds(record["settings"])}
         variant = ", ".join(f"{key} {value}" for key, value in sorted(seeds.items()))
         samples = {name: _variants(result, variant) for name, result in _checked(record["classes"])}
@@ -87,12 +88,12 @@ def read_run(folder: Path) -> Run:
         raise ResultsError(f"{path}: can't be used: {error}") from error
     return Run(
         folders=(folder,),
+        datasets=(record["dataset_path"],) if "dataset_path" in record else (),
         name=_row_name(record),
         method_name=record["method_name"],
         random_weights=record["random_weights"],
         complete=record["complete"],
         settings=_identity(record),
-        seeds=seeds,
         samples=samples,
         doubts={name: result["doubt"] for name, result in record["classes"].items() if result.get("doubt")},
         failed=record["failed_classes"],
@@ -130,6 +131,7 @@ def _merged(one: Run, other: Run) -> Run:
     return replace(
         one,
         folders=one.folders + other.folders,
+        datasets=tuple(dict.fromkeys(one.datasets + other.datasets)),
         complete=one.complete and other.complete,
         samples={n: {**one.samples.get(n, {}), **other.samples.get(n, {})} for n in names},
         doubts={**one.doubts, **other.doubts},
