@@ -72,8 +72,8 @@ class M3DM:
 
     After `fit` or `load`, attributes ending in _ are there: detector_ (banks and decision), counts_ (training
     samples, rows of each bank), calibration_ (thresholds; None before `calibrate`), preprocessing_ (how the data that
-    it was fitted on were preprocessed; None where unknown). Raises ValueError or CheckpointError for what is wrong with
-    the arguments.
+    it was fitted on were preprocessed; None where unknown), versions_ (of the packages that fitted it). Raises
+    ValueError or CheckpointError for what is wrong with the arguments.
     """
 
     def __init__(
@@ -151,6 +151,7 @@ class M3DM:
         self.counts_ = {"train": count, **rows}
         self.calibration_: Calibration | None = None
         self.preprocessing_: dict[str, Any] | None = None
+        self.versions_ = versions()
         return self
 
     def calibrate(self, samples: Iterable[Any], rule: str = MAX, origin: str = "held-out parts") -> M3DM:
@@ -201,7 +202,8 @@ class M3DM:
 
     def forget(self) -> None:
         """Give the detector's memory back; the model is then as if it had never been fitted."""
-        self.__dict__.pop("detector_", None)
+        for name in [name for name in vars(self) if name.endswith("_")]:
+            delattr(self, name)
 
     def save(self, path: str | Path, dtype: RowsDtype = "float32") -> None:
         """Write the fitted detector to one file, without the networks; `dtype` of the bank rows."""
@@ -209,7 +211,7 @@ class M3DM:
         header = Header(
             settings=self.settings.as_dict(),
             weights=self.weights,
-            versions=versions(),
+            versions=self.versions_,
             counts=self.counts_,
             calibration=self.calibration_.as_dict() if self.calibration_ else None,
             preprocessing=self.preprocessing_,
@@ -235,7 +237,7 @@ class M3DM:
         _check_same("weights", header.weights, self.weights, path)
         self.detector_, self.counts_ = detector, dict(header.counts)
         self.calibration_ = Calibration.from_dict(header.calibration) if header.calibration else None
-        self.preprocessing_ = header.preprocessing
+        self.preprocessing_, self.versions_ = header.preprocessing, dict(header.versions)
         return self
 
     def _fitted(self) -> Detector:

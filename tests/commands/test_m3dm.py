@@ -230,6 +230,19 @@ class TestSavedDetector:
         assert loaded.calibration_ == model.calibration_
         assert loaded.calibration_.image_threshold == model.predict(*files[2]).image
 
+    def test_it_says_with_what_it_was_fitted_also_when_it_is_saved_again(self, files, tmp_path):
+        model = _model().fit(files)
+        model.versions_ = {**model.versions_, "torch": "of the fit"}
+        model.save(tmp_path / "a.m3dm")
+        M3DM.load(tmp_path / "a.m3dm", random_weights=True, device="cpu").save(tmp_path / "b.m3dm")
+        assert (tmp_path / "a.m3dm").read_bytes() == (tmp_path / "b.m3dm").read_bytes()
+
+    def test_what_is_forgotten_leaves_no_trace(self, files):
+        model = _model()
+        before = set(vars(model))
+        model.fit(files[:2]).calibrate(files[2:]).forget()
+        assert set(vars(model)) == before
+
     def test_other_weights_are_named(self, files, tmp_path):
         path = tmp_path / "bagel.m3dm"
         for seed in (0, 1):
