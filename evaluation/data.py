@@ -84,7 +84,7 @@ def fingerprint(samples: Iterable[SampleFiles], by: FingerprintBy = "times") -> 
         for path in (sample.rgb, sample.xyz, sample.mask):
             if path is not None:
                 told = stamp(path) if by == "times" else f"{path.name} {sha256_of(path)}"
-                digest.update(f"{told}\n".encode())
+                digest.update(f"{told}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

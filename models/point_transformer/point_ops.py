@@ -1,6 +1,6 @@
 """Operations on the points of one cloud: farthest point sampling, groups of nearest neighbours.
 
-NumPy in and out and on one thread unless told otherwise, so that they can run in a DataLoader's workers.
+NumPy in and out and on one thread, so that they can run in a DataLoader's workers.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ def check_finite(points: np.ndarray) -> None:
         raise ValueError("points hold NaN or infinite coordinates; remove them before sampling")
 
 
-def group_points(points: np.ndarray, num_group: int, group_size: int, workers: int = 1) -> PointGroups:
+def group_points(points: np.ndarray, num_group: int, group_size: int) -> PointGroups:
     """Groups of nearest neighbours around the farthest points of a cloud (N, 3), in metres.
 
     min(num_group, N) centres, each with its min(group_size, N) nearest points (itself among them) in ascending
-    order of Euclidean distance. `workers`: threads of the neighbour search. ValueError if the cloud is empty.
+    order of Euclidean distance. ValueError if the cloud is empty.
     """
     if len(points) == 0:
         raise ValueError("the cloud has no points to group")
     centers = points[farthest_points(points, min(num_group, len(points)))]
     ranks = np.arange(1, min(group_size, len(points)) + 1)
     tree = KDTree(points, leafsize=LEAF_SIZE, balanced_tree=False)
-    _, neighbors = tree.query(centers, k=ranks, workers=workers)
+    _, neighbors = tree.query(centers, k=ranks)
     return PointGroups(points[neighbors] - centers[:, None], centers)
 
 
