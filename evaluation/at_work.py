@@ -18,6 +18,7 @@ PREFIX = ".at_work_"
 LOCK = "at_work"  # who makes or removes the folder
 DONE, STOPPED = "-", "!"  # in place of a class: all is done; ended because of another process
 LOOK_EVERY_S = 0.2
+SEEN_AFTER_S = 3.0  # a killed process's loaders hold its lock until they have noticed
 
 
 class AtWork:
@@ -74,14 +75,22 @@ class AtWork:
 
         For a process that ends because of them: the others then don't name it.
         """
-        size = len(self._team.ranks)
-        gone = {rank: self._text(rank) for rank in self._others() if self._is_gone(rank)}
         self.on(STOPPED)
+        gone = self._gone()
+        end = time.monotonic() + SEEN_AFTER_S
+        while not gone and time.monotonic() < end and any(self._text(r) != STOPPED for r in self._others()):
+            time.sleep(LOOK_EVERY_S)
+            gone = self._gone()
+        size = len(self._team.ranks)
         return "; ".join(
             f"process {rank} of {size} ended{f' while it worked on {name}' if name else ''}"
             for rank, name in gone.items()
-            if name != STOPPED
         )
+
+    def _gone(self) -> dict[int, str]:
+        """Rank and class of those that are gone, and not because of others."""
+        gone = {rank: self._text(rank) for rank in self._others() if self._is_gone(rank)}
+        return {rank: name for rank, name in gone.items() if name != STOPPED}
 
     def _others(self) -> list[int]:
         """The other ranks; the team is everyone, so that a place in it is a rank."""

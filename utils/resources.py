@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ HASH_BLOCK = 1 << 20  # bytes
 RESET_PEAK = "5"  # proc(5): resets the peak resident set size
 RESET_SLACK_MB = 16  # what may be given back between a reset and a look at its effect
 SHORT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator")  # in what torch says
-LOST_WORKER = "DataLoader worker"
+LOST_WORKER = re.compile(r"DataLoader worker .*(exited unexpectedly|signal: (?!Terminated))")
 
 
 class Stopwatch:
@@ -46,7 +47,7 @@ def shortage_named() -> Iterator[None]:
         yield
     except RuntimeError as error:
         said = next(iter(str(error).splitlines()), "")
-        if any(sign in said for sign in SHORT_OF_MEMORY) or said.startswith(LOST_WORKER):
+        if any(sign in said for sign in SHORT_OF_MEMORY) or LOST_WORKER.match(said):
             raise MemoryError(said) from error
         raise
 
