@@ -56,6 +56,7 @@ class RunOptions:
     """
 
     results_dir: Path
+    dataset_path: Path
     checkpoint_dir: Path
     method_name: str
     fusion_module_path: Path | None = None

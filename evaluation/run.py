@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ from utils.signals import Terminated
 from utils.world import World
 
 FINGERPRINT_DIGITS = 12  # of the folder's name
+# what each process may have of its own: no file depends on it
+OF_A_MACHINE = ("checkpoint_dir", "fusion_module_path", "device", "batch_size", "num_workers", "dist_url")
 
 
 def run(options: RunOptions, settings: Settings, classes: Sequence[ClassFiles], world: World) -> int:
@@ -45,7 +48,7 @@ def run(options: RunOptions, settings: Settings, classes: Sequence[ClassFiles], 
         model = _model(options, settings, world)
         _warn(options, world)
         runs = [_variant_run(variant, model, options) for variant in options.variants]
-        _check_equal(runs, team)
+        _check_equal(options, runs, team)
         if world.is_main:
             with _feature_store(options, model, classes) as store:
                 team.from_leader(lambda: None)  # the folder is made: the others may go on
@@ -85,7 +88,7 @@ def _run_classes(
             _remove_features(options, name)
     names = [name for name in by_name if to_do[name]]
     if world.is_main and names:
-        remove_stale(options)
+        remove_stale(options, names)
     with _watching(AtWork.announced(options.results_dir, team)) as at_work:
         for name, class_team in plan_teams(world, names, alone=runs[0].model.draws_features):
             at_work.on(name)
@@ -149,16 +152,16 @@ def _remove_features(options: RunOptions, name: str) -> None:
     shutil.rmtree(options.results_dir / TEMPORARY_FEATURES / name, ignore_errors=True)
 
 
-def _check_equal(runs: Sequence[VariantRun], team: Team) -> None:
-    """Raises ValueError where this process would do another run than the first one does."""
-    first = team.from_leader(lambda: [run.results.header for run in runs])
-    here = [run.results.header for run in runs]
-    pairs = zip(first, here, strict=False)
-    different = sorted({key for a, b in pairs for key in {**a, **b} if a.get(key) != b.get(key)})
-    if different or len(first) != len(here):
+def _check_equal(options: RunOptions, runs: Sequence[VariantRun], team: Team) -> None:
+    """Raises ValueError where this process would do another run, or write other files, than the first one does."""
+    here = {field.name: getattr(options, field.name) for field in fields(options)}
+    here |= {key: [run.results.header.get(key) for run in runs] for key in runs[0].results.header}
+    first = team.from_leader(lambda: here)
+    different = [key for key in here if key not in OF_A_MACHINE and first[key] != here[key]]
+    if different:
         raise ValueError(
-            f"process {team.place} has other {', '.join(different) or 'seeds'} than process 0; start all processes "
-            "with equal flags, weights and packages"
+            f"process {team.place} has other {', '.join(different)} than process 0; start all processes with equal "
+            "flags, weights and packages"
         )
 
 
@@ -222,7 +225,7 @@ def _store_meta(options: RunOptions, model: M3DM, classes: Sequence[ClassFiles])
 
 
 def _header(options: RunOptions, model: M3DM, variant: Variant) -> dict[str, Any]:
-    """What identifies a run: equal headers give equal numbers, from equal data."""
+    """What identifies a run: equal headers give equal numbers, from equal data. What differs here is not joined."""
     each = options.each_class
     paths = {
         "save_feature_path": options.save_feature_path,
@@ -230,6 +233,8 @@ def _header(options: RunOptions, model: M3DM, variant: Variant) -> dict[str, Any
         "load_detector": each.load_detector,
     }
     return {
+        "dataset_type": options.dataset_type,
+        "dataset_path": str(options.dataset_path),
         "method_name": options.method_name,
         "row": row_name(options) + variant.row_suffix,
         "random_weights": options.random_weights,

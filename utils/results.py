@@ -37,6 +37,7 @@ RESULT_FIELDS = {
     "remarks": list[dict[str, str]],
     "skipped_samples": list[dict[str, str]],
     "doubt": str | None,
+    "kinds": dict[str, dict[str, float | None]],  # of defects, each among all good samples
     "training_samples": list[str] | None,
     "device": str,  # what computed the class: no reason to do it again
 }
@@ -100,13 +101,7 @@ class ResultsFolder:
 
     def begin(self, name: str) -> None:
         """Remove what any earlier run has left of a class, from results.json too."""
-        for path in (
-            self._path(name),
-            self.folder / "scores" / f"{name}.csv",
-            self.folder / "report" / f"{name}.json",
-        ):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(self.folder / "pred_maps" / name, ignore_errors=True)
+        remove_class(self.folder, name)
         self.join(at_work=True)
 
     def write(
@@ -138,7 +133,6 @@ class ResultsFolder:
         results = {name: record.result for name, record in records.items() if record.result is not None}
         return {
             **self.header,
-            "dataset_path": _all_of(record.data.get("dataset_path") for record in records.values()),
             "device": _all_of(result["device"] for result in results.values()),
             "complete": bool(records)
             and all(record.run_complete or name in ending for name, record in records.items()),
@@ -169,6 +163,17 @@ class ResultsFolder:
 
     def _path(self, name: str) -> Path:
         return self.folder / "classes" / f"{name}.json"
+
+
+def remove_class(folder: Path, name: str) -> None:
+    """Remove what runs have left of a class in a results folder, but for results.json and the tables."""
+    for path in (
+        folder / "classes" / f"{name}.json",
+        folder / "scores" / f"{name}.csv",
+        folder / "report" / f"{name}.json",
+    ):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(folder / "pred_maps" / name, ignore_errors=True)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ RESULT = {
     **dict.fromkeys(RESULT_FIELDS),
     **VALUES,
     **{"seconds": {"predict": 1.5}, "memory_mb": {"predict": None}, "counts": {"train": 3}, "device": "cpu"},
-    **{"remarks": [], "skipped_samples": [{"path": "a", "reason": "b"}]},
+    **{"remarks": [], "kinds": {}, "skipped_samples": [{"path": "a", "reason": "b"}]},
 }
 HEADER = {
     "method_name": "DINO",

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import pytest
 from evaluation import team as team_module
 from evaluation.at_work import AtWork, _is_locked
 from evaluation.finish import VariantRun
-from evaluation.options import Variant
+from evaluation.options import ClassOptions, RunOptions, Variant
 from evaluation.run import _check_equal
 from evaluation.team import Team, shares
 from tests.conftest import write_class
@@ -197,18 +198,26 @@ def test_an_error_in_any_process_ends_the_class_and_nobody_waits(monkeypatch, ba
 
 
 def test_a_process_that_would_do_another_run_is_refused(tmp_path, monkeypatch):
-    def of(**header):
-        return [VariantRun(Variant(), None, ResultsFolder(tmp_path, header))]
+    def check(seed: int = 0, **changes: object) -> None:
+        options = replace(RunOptions(tmp_path, tmp_path, tmp_path, "DINO"), **changes)
+        runs = [
+            VariantRun(variant, None, ResultsFolder(tmp_path, {"settings": {"seed": seed}}))
+            for variant in options.variants
+        ]
+        _check_equal(options, runs, Team((0, 1), 1))
 
-    team = Team((0, 1), 1)
-    monkeypatch.setattr(Team, "from_leader", lambda self, make: [{"settings": {"seed": 0}, "row": "DINO"}])
-    _check_equal(of(settings={"seed": 0}, row="DINO"), team)
-    with pytest.raises(
-        ValueError, match="process 1 has other settings than process 0; start all processes with"
-    ):
-        _check_equal(of(settings={"seed": 1}, row="DINO"), team)
-    with pytest.raises(ValueError, match="process 1 has other seeds than process 0"):
-        _check_equal(2 * of(settings={"seed": 0}, row="DINO"), team)
+    told = []
+    monkeypatch.setattr(Team, "from_leader", lambda self, make: (told.append(make()), told[0])[1])
+    check()
+    check(device="cuda:1", num_workers=3, checkpoint_dir=tmp_path / "other")
+    with pytest.raises(ValueError, match="1 has other settings than process 0; start all processes with"):
+        check(seed=1)
+    with pytest.raises(ValueError, match="process 1 has other results_dir than process 0"):
+        check(results_dir=tmp_path / "other")
+    with pytest.raises(ValueError, match="process 1 has other each_class than process 0"):
+        check(each_class=ClassOptions(save_preds=True))
+    with pytest.raises(ValueError, match="process 1 has other variants, settings than process 0"):
+        check(variants=(Variant(shake_seed=0), Variant(shake_seed=1)))
 
 
 def test_what_a_killed_run_left_of_its_roll_goes_and_a_living_one_keeps_its(tmp_path):

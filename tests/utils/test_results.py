@@ -10,9 +10,10 @@ from utils.metrics import METRICS
 from utils.results import RESULT_FIELDS, ClassRecord, ResultsFolder, alone_with_classes
 
 HEADER = {"method_name": "DINO", "settings": {"seed": 0, "banks": ("xyz", "rgb")}}
-DATA = {"dataset_path": "data", "fingerprint": "1"}
+DATA = {"fingerprint": "1"}
 EMPTY = {
     "seconds": {},
+    "kinds": {},
     "memory_mb": {},
     "counts": {},
     "remarks": [],
@@ -59,7 +60,7 @@ def test_runs_of_other_classes_are_joined_in_order_and_other_headers_are_not(res
     content = results.join()
     assert list(content["classes"]) == ["bagel", "rope"]
     assert content["failed_classes"] == {"tire": "no sample"}
-    assert (content["device"], content["dataset_path"]) == ("cpu, cuda:0", "data")
+    assert content["device"] == "cpu, cuda:0"
     assert content["complete"] is False
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(content))
     assert results.of_other_runs() == ["peach"]
