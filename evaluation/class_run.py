@@ -98,7 +98,6 @@ class ClassRun:
         """What the class's record says of its data."""
         loaded = self.options.load_detector
         return {
-            "dataset_path": str(self.files.dataset_path),
             "fingerprint": self.files.fingerprint,
             "detector": stamp(detector_path(loaded, self.files.name)) if loaded else None,
         }
@@ -177,10 +176,14 @@ class ClassRun:
         """Scores and figures, then the record that says that the class is done, then pictures."""
         name, folder = self.files.name, self.results.folder
         write_scores(folder, name, evaluated.rows() if evaluated else [])
+        kinds = {}
         if evaluated:
-            write_figures(folder, name, evaluated.figures())
+            figures = evaluated.figures()
+            kinds = {kind.name: kind.metrics for kind in figures.kinds if kind.metrics}
+            write_figures(folder, name, figures)
         used = self._used if self.variant.shots else None
-        result = {**report.as_dict(), "training_samples": used, "device": str(self.model.device)}
+        result = {**report.as_dict(), "kinds": kinds, "training_samples": used}
+        result["device"] = str(self.model.device)
         self.results.write(name, self.data(), result)
         if evaluated and self.options.save_preds:
             save_predictions(folder / "pred_maps" / name, evaluated)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import statistics
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple
 
 from evaluation.options import TEMPORARY_FEATURES, RunOptions, Variant
-from evaluation.study import summary
+from evaluation.study import deviation, same_in_all, summary
 from feature_extractors.settings import Settings
 from m3dm_runner import M3DM
 from utils.files import write_json
-from utils.metrics import METRICS, mean_over_classes
+from utils.metrics import METRICS, mean_of_all
 from utils.report.run_report import write_report
 from utils.reporting import TableRow, append_tables, problem_lines
-from utils.results import RESULTS_NAME, ResultsFolder, others_waiting
+from utils.results import RESULTS_NAME, ResultsFolder, others_waiting, remove_class
 
 Record = Mapping[str, Any]  # what results.json holds
 REPORT_NAME = "report.html"
@@ -30,13 +30,20 @@ class VariantRun(NamedTuple):
     results: ResultsFolder
 
 
-def remove_stale(options: RunOptions) -> None:
-    """Before classes are done: what the run will write at its end must not stand for it until then."""
-    names = [RESULTS_NAME, REPORT_NAME] if options.is_study else [REPORT_NAME]
-    for variant in options.variants:
-        (options.results_dir / variant.name / REPORT_NAME).unlink(missing_ok=True)
-    for name in names:
-        (options.results_dir / name).unlink(missing_ok=True)
+def remove_stale(options: RunOptions, classes: Sequence[str]) -> None:
+    """Before classes are done: what the run will write at its end must not stand for it until then.
+
+    A study has its classes' files in its variants' folders: what a plain run has left beside these goes.
+    """
+    for folder in {
+        options.results_dir,
+        *(options.results_dir / variant.name for variant in options.variants),
+    }:
+        (folder / REPORT_NAME).unlink(missing_ok=True)
+    if options.is_study:
+        (options.results_dir / RESULTS_NAME).unlink(missing_ok=True)
+        for name in classes:
+            remove_class(options.results_dir, name)
 
 
 def finish(options: RunOptions, runs: Sequence[VariantRun], names: Sequence[str]) -> int:
@@ -74,9 +81,15 @@ def _tell_problems(run: VariantRun, record: Record, names: Sequence[str]) -> int
     others = run.results.of_other_runs()
     if others:
         print(
-            f"{where}in {run.results.folder} other runs' classes are left as they are, and not joined with these: "
-            f"{', '.join(others)}"
+            f"{where}in {run.results.folder} classes of runs with other data, settings, weights or packages are left "
+            f"as they are, and not joined with these: {', '.join(others)}"
         )
+    for name in names:
+        if name not in record["classes"] and name not in record["failed_classes"]:
+            print(
+                f"{where}{name}: no result of this run in {run.results.folder}; what removed it?",
+                file=sys.stderr,
+            )
     trusted = [name for name in names if not record["classes"].get(name, {"doubt": "not there"})["doubt"]]
     return int(len(trusted) < len(names))
 
@@ -84,6 +97,7 @@ def _tell_problems(run: VariantRun, record: Record, names: Sequence[str]) -> int
 def _write_summary(options: RunOptions, runs: Sequence[VariantRun], records: Mapping[str, Record]) -> str:
     """The study's results.json and tables: mean and deviation over the variants, of the classes that all have."""
     first = next(iter(records.values()))
+    _warn_of_copies(records)
     everywhere = [name for name in first["classes"] if all(name in r["classes"] for r in records.values())]
     classes = {
         name: summary({variant: record["classes"][name] for variant, record in records.items()})
@@ -95,6 +109,7 @@ def _write_summary(options: RunOptions, runs: Sequence[VariantRun], records: Map
     row = f"{row_name(options)}{runs[0].variant.row_suffix} ({len(runs)} variants)"
     content = {
         **first,
+        "settings": _of_all_variants([record["settings"] for record in records.values()]),
         **{"row": row, "shot_seed": None, "shake_seed": None, "variants": list(records)},
         "complete": all(record["complete"] for record in records.values()),
         **{"classes": classes, "failed_classes": failed},
@@ -111,6 +126,24 @@ def _write_summary(options: RunOptions, runs: Sequence[VariantRun], records: Map
 def _deviation_of_means(key: str, classes: Mapping[str, Any]) -> float | None:
     """Sample standard deviation of the mean over the classes, over the variants."""
     columns = [[values[key] for values in result["variants"].values()] for result in classes.values()]
-    means = [mean_over_classes(of_variant) for of_variant in zip(*columns, strict=True)]
-    known = [mean for mean in means if mean is not None]
-    return statistics.stdev(known) if len(known) == len(means) > 1 else None
+    return deviation([mean_of_all(of_variant) for of_variant in zip(*columns, strict=True)])
+
+
+def _of_all_variants(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings; None for those that the variants differ in."""
+    return {key: same_in_all(of_one[key] for of_one in settings) for key in settings[0]}
+
+
+def _warn_of_copies(records: Mapping[str, Record]) -> None:
+    """Variants of equal figures: their seeds decide nothing here, and make deviations look smaller than they are."""
+    figures = [
+        json.dumps([[result[metric.key] for metric in METRICS] for result in record["classes"].values()])
+        for record in records.values()
+    ]
+    copies = len(figures) - len(set(figures))
+    if copies and figures[0] != "[]":
+        print(
+            f"warning: {copies} of {len(figures)} variants give the very figures of another one: a seed that changes "
+            "nothing is no sample, and makes the deviations too small",
+            file=sys.stderr,
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 
 from dataset import SampleFiles
 from evaluation.options import Variant
-from utils.metrics import METRICS
+from utils.metrics import METRICS, mean_of_all
 from utils.structures import Modality, Patches
 
 Found = Mapping[Modality, Patches]
@@ -60,27 +60,50 @@ def _noisy(patches: Patches, share: float, seed: Sequence[int]) -> Patches:
 def summary(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """One class over the variants, by name: mean and sample standard deviation of every metric.
 
-    A metric that one of them lacks is None; so is the deviation of a single one. What is not a metric is that of
-    the first variant, but for the seconds, which are summed, and doubts, of which the first counts.
+    A metric that one of them lacks is None; so is the deviation of a single one. Kinds of defects have means alone.
+    Seconds are summed, of doubts the first counts, what the variants differ in is None, and all else is that of the
+    first.
     """
     each = list(results.values())
-    values = {metric.key: [result[metric.key] for result in each] for metric in METRICS}
+    values = _values(each)
     stages = {stage for result in each for stage in result["seconds"]}
     return {
         **each[0],
-        **{key: statistics.fmean(found) if None not in found else None for key, found in values.items()},
+        **{key: mean_of_all(found) for key, found in values.items()},
+        "kinds": {
+            kind: {
+                key: mean_of_all(found)
+                for key, found in _values([r["kinds"].get(kind, {}) for r in each]).items()
+            }
+            for kind in each[0]["kinds"]
+        },
+        "training_samples": same_in_all(result["training_samples"] for result in each),
         "seconds": {
             stage: round(sum(r["seconds"].get(stage, 0) for r in each), 3) for stage in sorted(stages)
         },
         "doubt": next((result["doubt"] for result in each if result["doubt"]), None),
-        "deviation": {
-            key: statistics.stdev(found) if None not in found and len(found) > 1 else None
-            for key, found in values.items()
-        },
+        "deviation": {key: deviation(found) for key, found in values.items()},
         "variants": {
             name: {metric.key: result[metric.key] for metric in METRICS} for name, result in results.items()
         },
     }
+
+
+def deviation(values: Sequence[float | None]) -> float | None:
+    """Sample standard deviation; None of a single value, and where one is not known."""
+    known = [value for value in values if value is not None]
+    return statistics.stdev(known) if len(known) == len(values) > 1 else None
+
+
+def same_in_all(values: Iterable[Any]) -> Any:
+    """The value that all are; None where they differ."""
+    first, *others = values
+    return first if all(other == first for other in others) else None
+
+
+def _values(results: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+    """Of each metric its values, None where it is missing."""
+    return {metric.key: [result.get(metric.key) for result in results] for metric in METRICS}
 
 
 def _number_of(text: str) -> int:

@@ -73,7 +73,9 @@ def check_point_ops(settings: Settings, device: torch.device, point_ops: PointOp
     if "xyz" not in settings.method.backbones or not settings.xyz_backbone.grouped:
         raise ValueError(f"--point_ops cuda: --method_name {settings.method_name} groups no points; drop it")
     if device.type != "cuda":
-        raise ValueError(f"--point_ops cuda needs a GPU, and --device is {device}; use --point_ops cpu")
+        raise ValueError(
+            f"--point_ops cuda: needs a GPU, and the networks are on the {device}; use --point_ops cpu"
+        )
     from models.point_transformer.cuda_point_ops import load_cuda_point_ops
 
     load_cuda_point_ops()

@@ -243,8 +243,8 @@ def measure(predictions: Predictions) -> dict[str, float | None]:
     return {metric.key: metric.function(predictions) for metric in METRICS}
 
 
-def mean_over_classes(values: Iterable[float | None]) -> float | None:
-    """The mean of a metric; None where it is None of one class: over fewer classes it is another figure."""
+def mean_of_all(values: Iterable[float | None]) -> float | None:
+    """The mean of a metric over classes or seeds; None where it is None of one: over fewer it is another figure."""
     found = list(values)
     known = [value for value in found if value is not None]
     return statistics.fmean(known) if found and len(known) == len(found) else None

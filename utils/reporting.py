@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from utils.console import one_line
 from utils.files import write_text
-from utils.metrics import METRICS, mean_over_classes
+from utils.metrics import METRICS, mean_of_all
 from utils.structures import Thresholds
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "numba", "pillow", "tifffile")
@@ -35,14 +36,19 @@ def versions() -> dict[str, str]:
 
 def markdown_table(row_name: str, values: dict[str, float | None]) -> str:
     """A table of one row: a column a class and their mean, three decimals; what is not available says so."""
-    return _table(row_name, {**values, "Mean": mean_over_classes(values.values())})
+    return _table(row_name, {**values, "Mean": mean_of_all(values.values())})
 
 
 def _table(row_name: str, cells: dict[str, float | None]) -> str:
-    header = ["Method", *(name.title() if name.islower() else name for name in cells)]
-    row = [row_name, *(format_metric(value) for value in cells.values())]
+    header = ["Method", *(in_cell(name.title() if name.islower() else name) for name in cells)]
+    row = [in_cell(row_name), *(format_metric(value) for value in cells.values())]
     rule = ["---"] * len(header)
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, row)) + "\n"
+
+
+def in_cell(text: str) -> str:
+    """`text` as a cell of a markdown table."""
+    return one_line(text).replace("|", "\\|")
 
 
 def check_tables(folder: Path) -> None:

@@ -26,7 +26,9 @@ def ended_by_sigterm() -> Iterator[None]:
     def end(_signal: int, _frame: object) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if hasattr(signal, "SIGCHLD"):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises RuntimeError, wherever we are
+            signal.signal(
+                signal.SIGCHLD, signal.SIG_DFL
+            )  # torch's handler raises RuntimeError, wherever we are
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, end)

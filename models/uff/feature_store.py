@@ -166,7 +166,10 @@ class FeatureStoreWriter:
 
     def _write_manifest(self, classes: Mapping[str, int]) -> None:
         meta = dataclasses.asdict(self.meta)
-        write_json(self.folder / MANIFEST_NAME, {"format": FORMAT_NAME, **meta, "classes": dict(classes)})
+        write_json(
+            self.folder / MANIFEST_NAME,
+            {"format": FORMAT_NAME, **meta, "classes": dict(sorted(classes.items()))},
+        )
 
     def _check_same_kind(self) -> None:
         there, here = (dataclasses.asdict(meta) for meta in (read_manifest(self.folder)[0], self.meta))

@@ -259,17 +259,20 @@ def test_what_can_not_be_trusted_is_marked_and_named(write, run):
     assert (row["value"], row["doubtful"], row["failed"], row["random_weights"]) == ("", "1", "1", "1")
 
 
-def test_seeds_of_different_data_in_one_row_are_asked_about(write, run):
+def test_seeds_of_data_in_different_places_make_one_row_and_of_other_data_two(write, run):
     folders = [
         write(
             f"seed_{seed}",
             _record({"bagel": _entry(0.5)}, settings={"random_state": seed}, dataset_path=path),
         )
-        for seed, path in enumerate(("data/a", "data/b", "data/a"))
+        for seed, path in enumerate(("/a/mvtec3d", "/b/mvtec3d", "/a/mvtec3d", "/a/raw"))
     ]
-    _, _, errors = run(*folders, "--join")
-    assert errors.endswith(f" {FULL}: one row of data/a and data/b: are these the same data?\n")
+    _, text, errors = run(*folders[:3], "--join", "--metric", "au_pro")
+    assert len(_rows(text)) == 1 + 1
+    assert errors.endswith(f" {FULL}: one row of /a/mvtec3d and /b/mvtec3d: are these the same data?\n")
     assert run(folders[0], folders[2], "--join")[2] == ""
+    _, text, _ = run(folders[0], folders[3], "--join", "--metric", "au_pro")
+    assert len(_rows(text)) == 1 + 2
 
 
 def test_metrics_that_the_labels_do_not_allow_are_not_available(write, run):

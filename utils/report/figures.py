@@ -16,12 +16,11 @@ import numpy as np
 
 from utils.files import write_json
 from utils.image_files import read_rgb
-from utils.metrics import AU_PRO_LIMIT, METRICS, Curve, Predictions, roc_curve
+from utils.metrics import AU_PRO_LIMIT, Curve, Predictions, measure, roc_curve
 from utils.pictures import MapScale, encode_jpeg, thumbnail
 from utils.schema import check_fields
 from utils.structures import SampleFiles, Thresholds
 
-KIND_METRICS = tuple(metric for metric in METRICS if metric.table_file)  # measured of each kind of defect
 CASES = 4  # of each sort of extreme
 CURVE_POINTS = 120
 DIGITS = 5
@@ -195,7 +194,7 @@ def _measured(predictions: Predictions, chosen: np.ndarray) -> dict[str, float |
     part = Predictions(
         predictions.labels[chosen], predictions.scores[chosen], masks, predictions.maps[chosen]
     )
-    return {metric.key: metric.function(part) for metric in KIND_METRICS}
+    return measure(part)
 
 
 def _check(of_class: type, values: Any, **others: Any) -> dict[str, Any]:

@@ -21,9 +21,9 @@ from utils.report.joined import (
     rows_of,
 )
 from utils.report.page import UNKNOWN
-from utils.report.published import MEAN, Figure, label
+from utils.report.published import IN_FILES, Figure, label
 from utils.report.runs import Run
-from utils.reporting import NOT_AVAILABLE, format_metric
+from utils.reporting import NOT_AVAILABLE, format_metric, in_cell
 
 DAGGER = "†"
 DOUBTFUL = f"{DAGGER}: doubtful, or failed in part"
@@ -105,7 +105,7 @@ def _header(table: Table) -> list[str]:
 def _markdown_table(table: Table) -> str:
     header = _header(table)
     lines = [header, ["---"] * len(header), *([line.name, *_texts(line)] for line in table.lines)]
-    rows = ("| " + " | ".join(one_line(text).replace("|", "\\|") for text in line) + " |\n" for line in lines)
+    rows = ("| " + " | ".join(in_cell(text) for text in line) + " |\n" for line in lines)
     return f"## {table.metric.title}\n\n{''.join(rows)}"
 
 
@@ -133,14 +133,15 @@ def _latex_row(texts: Sequence[str], bold: Sequence[bool] = ()) -> str:
 
 
 def _best(table: Table) -> list[float | None]:
-    """The largest value of each column, as printed, among the lines that are ranked."""
+    """The largest value of each column, as printed, among the lines that are ranked; doubtful ones don't count."""
     ranked = [line for line in table.lines if line.ranked]
-    columns = ([_printed(line.cells[i]) for line in ranked] for i in range(len(table.columns) + 1))
-    return [max((value for value in column if value is not None), default=None) for column in columns]
+    columns = ([line.cells[i] for line in ranked] for i in range(len(table.columns) + 1))
+    values = ([_printed(cell) for cell in column if not cell.doubtful] for column in columns)
+    return [max((value for value in column if value is not None), default=None) for column in values]
 
 
 def _is_best(cell: Cell, best: float | None) -> bool:
-    return best is not None and _printed(cell) == best
+    return best is not None and not cell.doubtful and _printed(cell) == best
 
 
 def _printed(cell: Cell) -> float | None:
@@ -170,7 +171,7 @@ def _csv_row(
     concerned = columns if column is None else [column]
     return {
         "method": one_line(run.name),
-        "class": MEAN if column is None else one_line(column),
+        "class": IN_FILES if column is None else one_line(column),
         "metric": metric,
         "value": "" if ours.value is None else repr(ours.value),
         "deviation": "" if ours.deviation is None else repr(ours.deviation),

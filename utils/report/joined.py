@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from utils.class_names import EYECANDIES_CLASSES, MVTEC3D_CLASSES
-from utils.metrics import Metric, mean_over_classes
+from utils.metrics import Metric, mean_of_all
 from utils.report import published
 from utils.report.page import difference
 from utils.report.published import Figure
@@ -121,6 +121,12 @@ def remarks(runs: Iterable[Run]) -> list[str]:
             lines.append(f"{run.name}: random weights: these figures mean nothing")
         if len(run.datasets) > 1:
             lines.append(f"{run.name}: one row of {' and '.join(run.datasets)}: are these the same data?")
+        counts = {name: len(variants) for name, variants in run.samples.items()}
+        if len(set(counts.values())) > 1:
+            told = ", ".join(f"{name} {count}" for name, count in counts.items())
+            lines.append(
+                f"{run.name}: some classes have more seeds than others ({told}); the mean is over those of all"
+            )
         if not run.complete:
             lines.append(f"{run.name}: the run is not complete")
         lines += [f"{run.name}: {name}: failed: {why}" for name, why in run.failed.items()]
@@ -137,7 +143,7 @@ def _over(values: Iterable[float | None]) -> Value:
 
 
 def _variant_mean(run: Run, metric: str, columns: Sequence[str], variant: str) -> float | None:
-    return mean_over_classes(run.samples.get(name, {}).get(variant, {}).get(metric) for name in columns)
+    return mean_of_all(run.samples.get(name, {}).get(variant, {}).get(metric) for name in columns)
 
 
 def _our_line(run: Run, metric: str, columns: Sequence[str]) -> Line:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from utils.metrics import METRICS, mean_over_classes
+from utils.metrics import METRICS, mean_of_all
 
 PUBLISHED = Path(__file__).with_name("published.csv")
-MEAN = "mean"  # over all classes of the data set
+IN_FILES = "mean"  # in place of a class: over all classes of the data set
+MEAN = "/mean"  # the same here: no folder, and so no class, has such a name
 TITLES = {metric.key: metric.title for metric in METRICS}
 
 
@@ -45,7 +46,7 @@ def published_figures() -> tuple[Figure, ...]:
             row["method"],
             row["modality"],
             row["metric"],
-            row["class"],
+            MEAN if row["class"] == IN_FILES else row["class"],
             float(row["value"]),
             row["source"],
         )
@@ -82,7 +83,7 @@ def mean_of(figures: Collection[Figure], metric: str, classes: Collection[str]) 
     """The published mean over just these classes, as printed where they are all; None where it is not known."""
     if set(classes) == set(all_classes()):
         return value_of(figures, metric, MEAN)
-    return mean_over_classes(value_of(figures, metric, name) for name in classes)
+    return mean_of_all(value_of(figures, metric, name) for name in classes)
 
 
 def all_classes() -> list[str]:
@@ -98,7 +99,10 @@ def label(figures: Sequence[Figure]) -> str:
 def markdown_table() -> str:
     """All figures as a markdown table, a line a row and a metric; empty where nothing is known."""
     columns = [*all_classes(), MEAN]
-    lines = [["name", "method", "`--method_name`", "metric", *columns], ["---"] * (len(columns) + 4)]
+    lines = [
+        ["name", "method", "`--method_name`", "metric", *all_classes(), IN_FILES],
+        ["---"] * (len(columns) + 4),
+    ]
     for name in names():
         figures = [figure for figure in published_figures() if figure.name == name]
         method_name = f"`{figures[0].method_name}`" if figures[0].method_name else ""

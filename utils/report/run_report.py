@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from utils.files import write_text
-from utils.metrics import AU_PRO_LIMIT, METRICS, Metric, mean_over_classes
+from utils.metrics import AU_PRO_LIMIT, METRICS, Metric, mean_of_all
 from utils.report import published
 from utils.report.charts import histogram, line_chart
 from utils.report.figures import (
     HIGHEST,
     HIGHEST_DEFECTS,
     HIGHEST_GOOD,
-    KIND_METRICS,
     LOWEST_DEFECTS,
     ClassFigures,
     read_figures,
@@ -42,7 +41,7 @@ from utils.report.published import Figure
 from utils.reporting import NOT_AVAILABLE, problem_lines
 
 MEANINGLESS = "Random weights: these results mean nothing, only that the code runs."
-COMPARED = KIND_METRICS  # with published figures
+COMPARED = tuple(metric for metric in METRICS if metric.table_file)  # with published figures
 OTHERS = tuple(metric for metric in METRICS if metric not in COMPARED)
 STYLES = {"0": "good", "1": "defect", "": "unknown"}  # of the labels in scores/
 KEYS = {"good": "good", "defect": "defect", "unknown": "not known"}
@@ -117,7 +116,7 @@ def _comparison(metric: Metric, figures: Sequence[Figure], classes: Classes) -> 
     rows = [
         _compared(name, value, published.value_of(figures, metric.key, name)) for name, value in ours.items()
     ]
-    mean = mean_over_classes(ours.values())
+    mean = mean_of_all(ours.values())
     rows.append(_compared("Mean", mean, published.mean_of(figures, metric.key, list(ours))))
     return table(["", "here", "published", "diff."], rows, last_is_sum=True, caption=metric.title)
 
@@ -183,13 +182,13 @@ def _scores(results: Path, name: str) -> dict[str, list[float]]:
 
 def _kinds(figures: ClassFigures) -> list[str]:
     above = ["above the threshold"] if figures.thresholds else []
-    header = ["kind", "samples", *above, *(metric.title for metric in KIND_METRICS)]
+    header = ["kind", "samples", *above, *(metric.title for metric in COMPARED)]
     rows = [
         [
             kind.name,
             str(kind.samples),
             *([] if kind.above is None else [str(kind.above)]),
-            *(number(kind.metrics.get(metric.key)) for metric in KIND_METRICS),
+            *(number(kind.metrics.get(metric.key)) for metric in COMPARED),
         ]
         for kind in figures.kinds
     ]

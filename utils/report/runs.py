@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
 from utils.metrics import METRICS
@@ -31,7 +31,7 @@ CLASS: dict[str, Any] = {
 }
 OPTIONAL = frozenset(CLASS) - {metric.key for metric in TABLES}
 # beside the settings: what else metrics depend on
-IDENTITY = ("weights", "label_by_folder", "holdout", "shots", "shake")
+IDENTITY = ("dataset_type", "weights", "label_by_folder", "holdout", "point_ops", "shots", "shake")
 RANDOM_WEIGHTS = " (random weights)"
 Metrics = Mapping[str, float | None]
 
@@ -173,10 +173,11 @@ def _row_name(record: Mapping[str, Any]) -> str:
 
 
 def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What runs of one row have in common; random weights follow the seed."""
+    """What runs of one row have in common; random weights follow the seed, data may be elsewhere on other machines."""
     kept = [key for key in IDENTITY if key != "weights" or not record["random_weights"]]
     settings = {key: value for key, value in record["settings"].items() if not _is_seed(key)}
-    return {**settings, **{key: record.get(key) for key in kept}}
+    data = PurePath(record["dataset_path"]).name if "dataset_path" in record else None
+    return {**settings, "dataset_path": data, **{key: record.get(key) for key in kept}}
 
 
 def _seeds(values: Mapping[str, Any]) -> dict[str, Any]:
