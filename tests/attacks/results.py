@@ -77,14 +77,23 @@ def temporaries(folder: Path) -> list[str]:
 def held_locks(folder: Path) -> list[Path]:
     """Lock files that a process holds for longer than one that was killed takes to let go of its files."""
     end = time.monotonic() + PATIENCE_S
-    while (held := [path for path in folder.rglob(".*") if path.is_file() and _is_held(path)]) and (
-        time.monotonic() < end
-    ):
+    while (held := _held_in(folder)) and time.monotonic() < end:
         time.sleep(0.05)
     return held
 
 
+def _held_in(folder: Path) -> list[Path]:
+    """Locks are hidden files, or lie in hidden folders: `.locks/classes/bagel`, `.at_work_1234/0`."""
+    return [path for path in folder.rglob("*") if _is_hidden(path.relative_to(folder)) and _is_held(path)]
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
 def _is_held(path: Path) -> bool:
+    if not path.is_file():
+        return False
     with path.open("rb") as handle:
         return not try_lock(handle)
 
