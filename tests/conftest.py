@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,12 @@ settings.register_profile("thorough", settings.get_profile("few"), max_examples=
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
 
 CUDA_VARIANTS = ("gpu", "pretend_gpu")
+
+
+def pytest_sessionstart() -> None:
+    """Ctrl-C is heard: a shell lets what it starts in the background ignore it, and children inherit that."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
