@@ -118,11 +118,12 @@ def write_sample(
 
 
 def write_class(
-    root: Path, name: str, *, train: int = 3, good: int = 2, bad: int = 2, side: int = 40
+    root: Path, name: str, *, train: int = 3, validation: int = 0, good: int = 2, bad: int = 2, side: int = 40
 ) -> Path:
     """A small class in the layout of MVTec 3D-AD."""
     rng = np.random.default_rng(0)
-    for kind, count in (("train/good", train), ("test/good", good), ("test/hole", bad)):
+    kinds = {"train/good": train, "test/good": good, "test/hole": bad, "validation/good": validation}
+    for kind, count in kinds.items():
         for i in range(count):
             write_sample(root / name / kind, f"{i:03d}", rng, side=side, defect=kind == "test/hole")
     return root / name

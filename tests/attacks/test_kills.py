@@ -64,4 +64,5 @@ def test_a_killed_command_that_is_repeated_leaves_the_files_of_an_undisturbed_ru
         attempts += KILLS_A_RUN
         assert different(snapshot(work), expected) == []
         assert not temporaries(work)
+    assert kills > 0, f"it had always ended before, in {attempts} attempts"
     figures.append(f"{name}: killed {kills} times, {len(expected)} files equal after each")
