@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,12 @@ settings.register_profile("thorough", settings.get_profile("few"), max_examples=
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
 
 CUDA_VARIANTS = ("gpu", "pretend_gpu")
+
+
+def pytest_sessionstart() -> None:
+    """Ctrl-C is heard: a shell lets what it starts in the background ignore it, and children inherit that."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -111,11 +118,12 @@ def write_sample(
 
 
 def write_class(
-    root: Path, name: str, *, train: int = 3, good: int = 2, bad: int = 2, side: int = 40
+    root: Path, name: str, *, train: int = 3, validation: int = 0, good: int = 2, bad: int = 2, side: int = 40
 ) -> Path:
     """A small class in the layout of MVTec 3D-AD."""
     rng = np.random.default_rng(0)
-    for kind, count in (("train/good", train), ("test/good", good), ("test/hole", bad)):
+    kinds = {"train/good": train, "test/good": good, "test/hole": bad, "validation/good": validation}
+    for kind, count in kinds.items():
         for i in range(count):
             write_sample(root / name / kind, f"{i:03d}", rng, side=side, defect=kind == "test/hole")
     return root / name

@@ -3,12 +3,14 @@
     pip install uv && python tests/versions.py [3.10 3.12 ...] [--folder DIR] [--resolution lowest|newest]
 
 An environment of up to 6 GB is made for each row, outside the project. Pythons are found, not installed. Where a floor
-has no wheels for a Python, the first version that has them stands for it. Exit status 1 when a test fails.
+has no wheels for a Python, the first version that has them stands for it; where no version has, the row says so. Exit
+status 1 when a test fails, or none ran.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import subprocess
@@ -27,9 +29,9 @@ SHOWN = ("torch", "numpy", "scipy", "scikit-learn", "numba", "pillow", "timm")
 
 
 def uv(*arguments: str | Path) -> str:
-    """What uv prints. CalledProcessError when it fails; its own message is on the screen then."""
+    """What uv prints. CalledProcessError with its message when it fails."""
     command = [sys.executable, "-m", "uv", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def find_python(version: str) -> str | None:
@@ -48,6 +50,18 @@ def make_environment(folder: Path, python: str, resolution: str) -> Path:
     uv(*install, "--resolution", RESOLUTIONS[resolution], "-r", "requirement.txt")
     uv(*install, "pytest", "hypothesis")
     return inside
+
+
+def tested(folder: Path, version: str, python: str, resolution: str) -> tuple[int | None, str]:
+    """Exit status of the tests, None where none could run, and the row of the table."""
+    environment, log = folder / f"{version}-{resolution}", folder / f"{version}-{resolution}.log"
+    try:
+        inside = make_environment(environment, python, resolution)
+    except subprocess.CalledProcessError as error:
+        log.write_text(error.stderr, encoding="utf-8")
+        return None, f"| {version} | {resolution} | can't be installed, see {log} | |"
+    status, counts = run_tests(inside, log)
+    return status, f"| {version} | {resolution} | {counts} | {installed(inside)} |"
 
 
 def installed(python: Path) -> str:
@@ -82,8 +96,12 @@ def parse_flags() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_flags()
+    if importlib.util.find_spec("uv") is None:
+        print("versions.py: error: uv is missing; pip install uv", file=sys.stderr)
+        return 1
     folder = args.folder or Path(tempfile.mkdtemp(prefix="versions-"))
-    failed = 0
+    folder.mkdir(parents=True, exist_ok=True)
+    statuses: list[int | None] = []
     print(f"environments and logs: {folder}\n\n| Python | resolution | tests | versions |\n|---|---|---|---|")
     for version in args.pythons:
         found = find_python(version)
@@ -91,12 +109,11 @@ def main() -> int:
             print(f"| {version} | | this Python is not installed | |", flush=True)
             continue
         for resolution in [args.resolution] if args.resolution else RESOLUTIONS:
-            name = f"{version}-{resolution}"
-            python = make_environment(folder / name, found, resolution)
-            status, counts = run_tests(python, folder / f"{name}.log")
-            failed += status != 0
-            print(f"| {version} | {resolution} | {counts} | {installed(python)} |", flush=True)
-    return int(failed > 0)
+            status, row = tested(folder, version, found, resolution)
+            statuses.append(status)
+            print(row, flush=True)
+    ran = [status for status in statuses if status is not None]
+    return int(not ran or any(ran))
 
 
 if __name__ == "__main__":

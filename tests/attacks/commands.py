@@ -98,7 +98,7 @@ ROWS = {
     ),
     "main_two_processes": Row(
         "main.py",
-        f"{FPFH} --class_name bagel rope",
+        f"{FPFH} --class_name bagel rope tire",  # the last one is shared by both
         workers=(1, 0),
         launcher="-m torch.distributed.run --standalone --nproc_per_node=2",
     ),
@@ -129,8 +129,8 @@ ROWS = {
 def write_inputs(inputs: Path) -> None:
     """All data that the rows name."""
     write_demo_data(inputs / "raw", DemoSettings(train=3, validation=1, test_per_kind=1, image_size=100))
-    for name in ("bagel", "rope"):
-        write_class(inputs / "ready", name)
+    for name in ("bagel", "rope", "tire"):
+        write_class(inputs / "ready", name, validation=2)
     for split in ("train", "test_public"):
         for i in range(6):
             write_sample(inputs / "eyecandies/CandyCane" / split / "data", f"{i:03d}", defect=bool(i % 2))

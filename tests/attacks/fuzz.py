@@ -15,7 +15,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +63,9 @@ def fuzz(name: str, count: int, folder: Path, keep: Path | None = None) -> Figur
     seeds = reader.seeds()
     for seed in seeds:
         path.write_bytes(seed)
-        assert reader.is_valid(reader.read(path)), f"{name}: a seed is not valid"
+        value = reader.read(path)
+        assert reader.is_valid(value), f"{name}: a seed is not valid"
+        assert not _is_nothing(value), f"{name}: a seed is read as if it was not there"
     before, start = _memory_bytes()[1], time.perf_counter()
     for i in range(count):
         mutant = _mutant(reader, seeds, i)
@@ -91,6 +93,11 @@ def fuzz_in_child(name: str, count: int, keep: Path | None = None) -> Figures:
         return Figures(name, escaped=Counter({f"exit {done.returncode}: {done.stderr[-300:]}": 1}))
     values = json.loads(done.stdout.splitlines()[-1])
     return Figures(**values | {key: Counter(values[key]) for key in ("refused", "escaped")})
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether the value is what some readers give for a file that is not there, or that they pass over."""
+    return value is None or (isinstance(value, Sized) and len(value) == 0)
 
 
 def _mutant(reader: Reader, seeds: list[bytes], i: int) -> bytes:

@@ -13,7 +13,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { ON_WRITE = 1, ON_OPEN = 2, ON_NAME = 4 };  /* data; opening for writing; mkdir and rename */
+enum { ON_WRITE = 1, ON_OPEN = 2, ON_NAME = 4 };  /* data; opening for writing; names and modes */
 
 static char folder[PATH_MAX];
 static long count, nth = -1;
@@ -39,7 +39,7 @@ static int below(int dir, const char *path) {
         if (length < 0) return 0;
         whole[length] = 0;
     }
-    strcat(strcat(whole, "/"), path);
+    if (*path) strcat(strcat(whole, "/"), path);
     return !strncmp(whole, folder, strlen(folder));
 }
 
@@ -50,21 +50,21 @@ static int attacked(int kind) {
     return 1;
 }
 
-static int attacked_fd(int fd) {
-    char link[64], path[PATH_MAX];
-    if (nth < 0) return 0;
-    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    ssize_t length = readlink(link, path, sizeof path - 1);
-    if (length < 0) return 0;
-    path[length] = 0;
-    return path[0] == '/' && below(AT_FDCWD, path) && attacked(ON_WRITE);
-}
+static int attacked_fd(int fd) { return below(fd, "") && attacked(ON_WRITE); }
 
 /* A full disk does not hinder the opening of a file that is there. */
 static int attacked_open(int dir, const char *path, int flags) {
     if ((flags & O_ACCMODE) == O_RDONLY || !below(dir, path)) return 0;
     if (failure == ENOSPC && !faccessat(dir, path, F_OK, 0)) return 0;
     return attacked(ON_OPEN);
+}
+
+/* Removing, or a change of mode, needs no room; and it fails for its own reason where there is nothing. */
+static int attacked_there(int dir, const char *path) {
+    struct stat found;
+    if (failure == ENOSPC || !below(dir, path) || fstatat(dir, path, &found, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH))
+        return 0;
+    return attacked(ON_NAME);
 }
 
 #define REAL(name) __typeof__(name) *real = (__typeof__(name) *)dlsym(RTLD_NEXT, #name)
@@ -118,6 +118,38 @@ int ftruncate64(int fd, off64_t size) {
 int rename(const char *from, const char *to) {
     REAL(rename);
     return below(AT_FDCWD, to) && attacked(ON_NAME) ? -1 : real(from, to);
+}
+int renameat(int dir, const char *from, int to_dir, const char *to) {
+    REAL(renameat);
+    return below(to_dir, to) && attacked(ON_NAME) ? -1 : real(dir, from, to_dir, to);
+}
+int renameat2(int dir, const char *from, int to_dir, const char *to, unsigned flags) {
+    REAL(renameat2);
+    return below(to_dir, to) && attacked(ON_NAME) ? -1 : real(dir, from, to_dir, to, flags);
+}
+int unlink(const char *path) {
+    REAL(unlink);
+    return attacked_there(AT_FDCWD, path) ? -1 : real(path);
+}
+int unlinkat(int dir, const char *path, int flags) {
+    REAL(unlinkat);
+    return attacked_there(dir, path) ? -1 : real(dir, path, flags);
+}
+int rmdir(const char *path) {
+    REAL(rmdir);
+    return attacked_there(AT_FDCWD, path) ? -1 : real(path);
+}
+int chmod(const char *path, mode_t mode) {
+    REAL(chmod);
+    return attacked_there(AT_FDCWD, path) ? -1 : real(path, mode);
+}
+int fchmod(int fd, mode_t mode) {
+    REAL(fchmod);
+    return attacked_there(fd, "") ? -1 : real(fd, mode);
+}
+int fchmodat(int dir, const char *path, mode_t mode, int flags) {
+    REAL(fchmodat);
+    return attacked_there(dir, path) ? -1 : real(dir, path, mode, flags);
 }
 int mkdir(const char *path, mode_t mode) {
     REAL(mkdir);

@@ -11,6 +11,7 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 
 from tests.attacks.commands import Row
 
@@ -23,7 +24,7 @@ HOWS = [(how, everyone) for everyone in (True, False) for how in (signal.SIGKILL
 
 @dataclass
 class Started:
-    """A command at work; its output goes to `log`."""
+    """A command at work; its output goes to `log`. After a `with` block nothing of it lives."""
 
     row: Row
     work: Path
@@ -39,6 +40,17 @@ class Started:
             self.process = subprocess.Popen(
                 command, cwd=self.work, env=environment, stdout=out, stderr=out, start_new_session=True
             )
+
+    def __enter__(self) -> Started:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self.living():  # once more: one may have started another meanwhile
+            self.end(signal.SIGKILL, everyone=True)
+            time.sleep(LOOK_EVERY_S)
+        self.process.wait()
 
     def wait(self) -> int:
         """Wait for the end, which Ctrl-C brings where the command watches a folder; the exit status."""
@@ -72,11 +84,10 @@ class Started:
                 continue
 
     def left(self) -> list[int]:
-        """The processes that live on long after the command has ended; they are killed."""
+        """The processes that live on long after the command has ended."""
         end = time.monotonic() + ORPHANS_S
         while (pids := self.living()) and time.monotonic() < end:
             time.sleep(LOOK_EVERY_S)
-        self.end(signal.SIGKILL, everyone=True)
         return pids
 
 
@@ -109,11 +120,11 @@ def wait_for_a_file(started: Started) -> None:
 def undisturbed(row: Row, work: Path, inputs: Path, log: Path) -> Course:
     """A run without an attack."""
     start = time.monotonic()
-    started = Started(row, work, inputs, log)
-    wait_for_a_file(started)
-    first = time.monotonic() - start
-    assert started.wait() == 0, log.read_text(encoding="utf-8")
-    assert not started.left()
+    with Started(row, work, inputs, log) as started:
+        wait_for_a_file(started)
+        first = time.monotonic() - start
+        assert started.wait() == 0, log.read_text(encoding="utf-8")
+        assert not started.left()
     return Course(first, time.monotonic() - start)
 
 

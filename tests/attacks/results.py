@@ -57,34 +57,49 @@ def different(found: Snapshot, expected: Snapshot) -> list[str]:
 
 
 def torn(found: Snapshot, *versions: Snapshot) -> list[str]:
-    """Names of the files that are as in none of the versions, though they may not be there at all."""
+    """Names of the files that are as in none of the versions, though they may not be there at all.
+
+    But for `temporaries`, which are looked for apart.
+    """
     return sorted(
         name
         for name, content in found.items()
         if Path(name).name not in GROWING
         and Path(name).parent.name != "classes"  # which say whether their run has ended
-        and not name.endswith(".part")  # of a sample that is not committed yet; swept at the next start
+        and not any(map(_is_temporary, Path(name).parts))
         and all(name not in version or version[name] != content for version in versions)
     )
 
 
 def temporaries(folder: Path) -> list[str]:
     """Files that only a command at work may have."""
-    names = [path.name for path in folder.rglob(".*")]
-    return [name for name in names if TEMPORARY_NAME.fullmatch(name) or name.endswith((".part", ".partial"))]
+    return [path.name for path in folder.rglob(".*") if _is_temporary(path.name)]
+
+
+def _is_temporary(name: str) -> bool:
+    return bool(TEMPORARY_NAME.fullmatch(name)) or name.endswith((".part", ".partial"))
 
 
 def held_locks(folder: Path) -> list[Path]:
     """Lock files that a process holds for longer than one that was killed takes to let go of its files."""
     end = time.monotonic() + PATIENCE_S
-    while (held := [path for path in folder.rglob(".*") if path.is_file() and _is_held(path)]) and (
-        time.monotonic() < end
-    ):
+    while (held := _held_in(folder)) and time.monotonic() < end:
         time.sleep(0.05)
     return held
 
 
+def _held_in(folder: Path) -> list[Path]:
+    """Locks are hidden files, or lie in hidden folders: `.locks/classes/bagel`, `.at_work_1234/0`."""
+    return [path for path in folder.rglob("*") if _is_hidden(path.relative_to(folder)) and _is_held(path)]
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
 def _is_held(path: Path) -> bool:
+    if not path.is_file():
+        return False
     with path.open("rb") as handle:
         return not try_lock(handle)
 

@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import random
+import select
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,6 +28,7 @@ pytestmark = [
 ]
 OPERATIONS_A_MOMENT = 3  # so many of them for each moment of the kills
 NEVER = 2**40
+LONGEST_S = 300  # for one run of a command; then it counts as a hang
 ON_WRITE, ON_OPEN, ON_NAME = 1, 2, 4  # kinds of operations, as interposer.c has them
 ATTACKS = {
     "killed": (0, ON_WRITE | ON_OPEN | ON_NAME),
@@ -48,14 +51,8 @@ class Server:
 
     def __init__(self, interposer: Path, inputs: Path) -> None:
         self.inputs = inputs
-        environment = os.environ | {"LD_PRELOAD": str(interposer), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, str(forked.__file__)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
+        self.environment = os.environ | {"LD_PRELOAD": str(interposer), "OMP_NUM_THREADS": "1"}
+        self.process = self._started()
 
     def run(
         self, row: Row, work: Path, operation: int = NEVER, attack: str = "killed", flags: str | None = None
@@ -66,11 +63,37 @@ class Server:
         log = work.parent / "log"
         task = {"script": script, "flags": rest, "work": str(work), "log": str(log)}
         task |= {"operation": operation, "error": error, "kinds": kinds}
+        line = self._answer(json.dumps(task))
+        said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+        if not line:  # the next test gets a new one
+            self.end()
+            self.process = self._started()
+            raise AssertionError(f"no answer, at least in {LONGEST_S} s; {attack} at {operation}; {said}")
+        answer = json.loads(line)
+        return Ended(answer["status"], answer["count"], said)
+
+    def end(self) -> None:
+        """Kill the server and the command that it runs."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+    def _started(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(forked.__file__)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=self.environment,
+            start_new_session=True,
+        )
+
+    def _answer(self, task: str) -> str:
+        """The line that answers a task; "" where none comes in time, or the server has ended."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        print(json.dumps(task), file=self.process.stdin, flush=True)
-        answer = json.loads(self.process.stdout.readline())
-        return Ended(answer["status"], answer["count"], log.read_text(encoding="utf-8", errors="replace"))
+        print(task, file=self.process.stdin, flush=True)
+        ready = select.select([self.process.stdout], [], [], LONGEST_S)[0]
+        return self.process.stdout.readline() if ready else ""
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +105,7 @@ def server(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     )
     server = Server(library, inputs)
     yield server
-    server.process.communicate()
+    server.end()
 
 
 class Before(NamedTuple):
@@ -115,8 +138,11 @@ def chosen(count: int, moments: int, name: str) -> list[int]:
     return operations if moments >= 20 else sorted(random.Random(name).sample(operations, min(most, count)))
 
 
-def check_failure(ended: Ended, work: Path, state: Before) -> None:
-    """A failed command says why in one line, with a path, and leaves old or new files, none in between."""
+def check_failure(ended: Ended, work: Path, state: Before, attack: str) -> None:
+    """A failed command says why in one line, with a path, and leaves old or new files, none in between.
+
+    Without permission it can't remove its temporaries either; the repeated command does.
+    """
     found = snapshot(work)
     if ended.status == 0:
         assert different(found, state.complete) == [], ended.said
@@ -126,7 +152,8 @@ def check_failure(ended: Ended, work: Path, state: Before) -> None:
     assert len(errors) == 1, ended.said
     assert "out" in errors[0], ended.said
     assert torn(found, state.earlier, state.complete) == [], ended.said
-    assert not [name for name in temporaries(work) if not name.endswith((".part", ".partial"))]
+    left = [name for name in temporaries(work) if not name.endswith((".part", ".partial"))]
+    assert not left or attack == "no permission"
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -145,7 +172,7 @@ def test_a_command_attacked_at_any_file_operation_can_be_repeated(
         if attack == "killed":
             assert ended.status == -9, ended.said
         else:
-            check_failure(ended, work, state)
+            check_failure(ended, work, state, attack)
         if not row.is_done(work):
             again = server.run(row, work)
             assert again.status == 0, f"operation {operation}: {again.said}"
@@ -153,3 +180,14 @@ def test_a_command_attacked_at_any_file_operation_can_be_repeated(
         assert not temporaries(work)
         shutil.rmtree(work.parent)
     figures.append(f"{name}, {attack}: {len(operations)} of {count} operations")
+
+
+def test_a_command_that_hangs_is_killed_and_the_next_one_has_a_new_server(server, tmp_path, monkeypatch):
+    row, hung = ROWS["convert"], server.process
+    tmp_path.joinpath("work").mkdir()
+    monkeypatch.setattr(sys.modules[__name__], "LONGEST_S", 0)
+    with pytest.raises(AssertionError, match="no answer"):
+        server.run(row, tmp_path / "work")
+    assert hung.returncode == -signal.SIGKILL
+    monkeypatch.undo()
+    assert server.run(row, tmp_path / "work").status == 0

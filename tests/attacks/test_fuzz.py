@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,16 @@ def test_damaged_files_are_refused_in_the_reader_s_words_or_give_a_value(name: s
     assert not figures.escaped
     assert figures.accepted + figures.refused.total() == FEW
     assert figures.refused.total() > FEW / 10 or not EVERY_READER[name].error
+
+
+@pytest.mark.parametrize("name", [name for name, reader in EVERY_READER.items() if not reader.error])
+def test_a_reader_that_passes_over_its_own_seeds_is_not_attacked_in_vain(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outdated = replace(EVERY_READER[name], seeds=lambda: [b"{}"])
+    monkeypatch.setitem(EVERY_READER, name, outdated)
+    with pytest.raises(AssertionError, match="as if it was not there"):
+        fuzz(name, FEW, tmp_path)
 
 
 @pytest.mark.slow

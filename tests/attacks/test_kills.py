@@ -33,19 +33,19 @@ def killed_and_repeated(
     for i in range(first, first + KILLS_A_RUN):
         if row.is_done(work):
             return kills
-        started = Started(row, work, inputs, log)
-        was_at_work = ended_at(started, course.moment(rng), *HOWS[i % len(HOWS)])
-        said = log.read_text(encoding="utf-8")
-        assert not started.left(), f"processes live on; {said}"
-        assert not held_locks(work)
+        with Started(row, work, inputs, log) as started:
+            was_at_work = ended_at(started, course.moment(rng), *HOWS[i % len(HOWS)])
+            said = log.read_text(encoding="utf-8")
+            assert not started.left(), f"processes live on; {said}"
+            assert not held_locks(work)
         if not was_at_work:
             assert started.process.returncode == 0, said
             return kills
         kills += 1
     if not row.is_done(work):
-        started = Started(row, work, inputs, log)
-        assert started.wait() == 0, log.read_text(encoding="utf-8")
-        assert not started.left()
+        with Started(row, work, inputs, log) as started:
+            assert started.wait() == 0, log.read_text(encoding="utf-8")
+            assert not started.left()
     return kills
 
 
@@ -64,4 +64,5 @@ def test_a_killed_command_that_is_repeated_leaves_the_files_of_an_undisturbed_ru
         attempts += KILLS_A_RUN
         assert different(snapshot(work), expected) == []
         assert not temporaries(work)
+    assert kills > 0, f"it had always ended before, in {attempts} attempts"
     figures.append(f"{name}: killed {kills} times, {len(expected)} files equal after each")

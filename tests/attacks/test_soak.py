@@ -79,7 +79,6 @@ def test_watching_for_long_loses_no_memory_no_handle_and_no_part(
 
 
 def _watching(detector: Path, incoming: Path, output: Path, form: str) -> subprocess.Popen[bytes]:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a child inherits one that a shell ignores
     command = [sys.executable, "predict.py", "--detector", str(detector), "--device", "cpu"]
     command += ["--watch", str(incoming), "--output", str(output), "--poll_seconds", "0.3"]
     command += ["--preprocessed"] if form == "preprocessed" else []

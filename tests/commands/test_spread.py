@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,8 +35,9 @@ ROOT = Path(__file__).parents[2]
 TIMES = ("seconds", "memory_mb", "peak_memory_mb")
 
 
-def _start(size: int, data: Path, results: Path, *flags: str) -> list[subprocess.Popen]:
-    """The processes of one run, as a launcher starts them."""
+@contextmanager
+def _started(size: int, data: Path, results: Path, *flags: str) -> Iterator[list[subprocess.Popen]]:
+    """The processes of one run, as a launcher starts them; none lives on after the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -46,7 +49,7 @@ def _start(size: int, data: Path, results: Path, *flags: str) -> list[subprocess
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
     }
-    return [
+    processes = [
         subprocess.Popen(
             command,
             cwd=ROOT,
@@ -57,6 +60,12 @@ def _start(size: int, data: Path, results: Path, *flags: str) -> list[subprocess
         )
         for rank in range(size)
     ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
 def _contents(results: Path) -> dict[str, object]:
@@ -110,10 +119,10 @@ def test_several_processes_write_what_one_writes(data, tmp_path, size, flags):
     store = ["--save_feature", "--save_feature_path"]
     method, rest = flags[1], flags[2:]
     assert run_main(data, tmp_path / "one", method, *rest, *store, str(tmp_path / "features")) == 0
-    processes = _start(size, data, tmp_path / "more", *flags, *store, str(tmp_path / "features"))
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+    with _started(size, data, tmp_path / "more", *flags, *store, str(tmp_path / "features")) as processes:
+        for process in processes:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
     assert _contents(tmp_path / "one") == _contents(tmp_path / "more")
     skipped = json.loads((tmp_path / "more/results.json").read_text())["classes"]["tire"]["skipped_samples"]
     assert [sample["path"] for sample in skipped] == ["train/good/rgb/001.png", "test/hole/rgb/001.png"]
@@ -121,13 +130,12 @@ def test_several_processes_write_what_one_writes(data, tmp_path, size, flags):
 
 def test_a_process_that_dies_ends_the_run_with_its_class_named_and_the_command_goes_on(data, tmp_path):
     flags = ["--method_name", "Point_MAE", "--num_group", "400"]
-    processes = _start(2, data, tmp_path, *flags)
-    second = _when_at_work(tmp_path, rank=1)
-    processes[1].send_signal(signal.SIGKILL)
-    _, errors = processes[0].communicate(timeout=300)
-    assert processes[0].returncode == 1
-    assert f"process 1 of 2 ended while it worked on {second}; repeat the command to go on" in errors
-    processes[1].communicate()
+    with _started(2, data, tmp_path, *flags) as processes:
+        second = _when_at_work(tmp_path, rank=1)
+        processes[1].send_signal(signal.SIGKILL)
+        _, errors = processes[0].communicate(timeout=300)
+        assert processes[0].returncode == 1
+        assert f"process 1 of 2 ended while it worked on {second}; repeat the command to go on" in errors
     assert run_main(data, tmp_path, *flags[1:]) == 0
     assert sorted(json.loads((tmp_path / "results.json").read_text())["classes"]) == ["bagel", "rope", "tire"]
     assert [path for path in tmp_path.iterdir() if path.name.startswith(".at_work")] == []
