@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,8 @@ def remove_class(folder: Path, name: str) -> None:
         folder / "report" / f"{name}.json",
     ):
         path.unlink(missing_ok=True)
-    shutil.rmtree(folder / "pred_maps" / name, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder / "pred_maps" / name)
 
 
 @contextmanager

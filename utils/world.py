@@ -6,8 +6,10 @@ import os
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 FOLLOW_EVERY_S = 0.5
+INIT = 1  # the process that takes over those whose parent is gone
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,20 @@ def _number(variable: str, default: int = 0) -> int:
 
 def end_with_launcher() -> None:
     """End this process when torch's launcher is gone, which can't end it any more when it has been killed."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    launcher = os.getppid()
+    if launcher == INIT and not _is_a_launcher(INIT):
+        os._exit(1)  # it was killed while this process started
+    threading.Thread(target=_follow, args=(launcher,), daemon=True).start()
+
+
+def _is_a_launcher(process: int) -> bool:
+    """Whether it is torch's, as in a container that runs nothing else; so where that can't be seen."""
+    try:
+        return b"torch" in Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return True
 
 
 def _follow(launcher: int) -> None:

@@ -119,13 +119,76 @@ def test_several_processes_write_what_one_writes(data, tmp_path, size, flags):
     store = ["--save_feature", "--save_feature_path"]
     method, rest = flags[1], flags[2:]
     assert run_main(data, tmp_path / "one", method, *rest, *store, str(tmp_path / "features")) == 0
+    features = _contents((tmp_path / "features").rename(tmp_path / "features of one"))
     with _started(size, data, tmp_path / "more", *flags, *store, str(tmp_path / "features")) as processes:
         for process in processes:
             _, errors = process.communicate(timeout=300)
             assert process.returncode == 0, errors
     assert _contents(tmp_path / "one") == _contents(tmp_path / "more")
+    assert features == _contents(tmp_path / "features")
     skipped = json.loads((tmp_path / "more/results.json").read_text())["classes"]["tire"]["skipped_samples"]
     assert [sample["path"] for sample in skipped] == ["train/good/rgb/001.png", "test/hole/rgb/001.png"]
+
+
+def test_what_fails_between_the_steps_of_a_team_fails_the_class_in_all_of_them(tmp_path):
+    root = tmp_path / "data"
+    write_class(root, "tire", validation=1)
+    write_xyz(root / "tire/validation/good/xyz/000.tiff", np.zeros((40, 40, 3), np.float32))
+    flags = ["--method_name", "FPFH", "--save_detector", str(tmp_path / "detectors")]
+    with _started(2, root, tmp_path / "results", *flags) as processes:
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 0], errors
+    assert "tire: failed: " in errors[0]
+    assert "Traceback" not in "".join(errors)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_under_torchrun_a_killed_process_is_named_by_the_others(data, tmp_path, victim):
+    command = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "main.py",
+        *SMALL,
+        *VIT_S,
+        "--random_weights",
+    ]
+    command += ["--method_name", "Point_MAE", "--num_group", "400", "--num_workers", "1"]
+    folders = ["--dataset_path", str(data), "--results_dir", str(tmp_path)]
+    launcher = subprocess.Popen(
+        [sys.executable, *command, *folders],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        name = _when_at_work(tmp_path, victim)
+        (process,) = (
+            int(path.parent.name)
+            for path in Path("/proc").glob("[0-9]*/environ")
+            if f"\0RANK={victim}\0" in f"\0{_environment(path)}" and _parent(path) == launcher.pid
+        )
+        os.kill(process, signal.SIGKILL)
+        _, errors = launcher.communicate(timeout=120)
+    finally:
+        launcher.terminate()
+        launcher.communicate()
+    assert f"process {victim} of 2 ended while it worked on {name}; repeat the command to go on" in errors
+    assert "RuntimeError" not in errors
+
+
+def _environment(path: Path) -> str:
+    """Of a process; "" of one that is gone or not ours."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _parent(path: Path) -> int:
+    return int((path.parent / "stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_a_process_that_dies_ends_the_run_with_its_class_named_and_the_command_goes_on(data, tmp_path):
