@@ -15,14 +15,25 @@ import numpy as np
 from PIL import Image
 
 from utils.class_names import EYECANDIES_CLASSES
+from utils.console import one_line
 from utils.image_files import SampleFileError, foreign_images, image_shape, read_mask, read_rgb, read_xyz
-from utils.plausibility import guess_unit, looks_raw, measured_points, silhouette_disagreement
+from utils.plausibility import (
+    MILLIMETRES_FROM,
+    guess_unit,
+    looks_raw,
+    measured_points,
+    silhouette_disagreement,
+)
 from utils.structures import Sample, SampleFiles
 
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 GOOD = "good"
-LOOKED_AT = 5  # samples of a class, before the work
+LOOKED_AT = 5  # samples of each kind, before the work
+LARGEST_DEFECT = (
+    0.5  # share of an image beyond which a mask looks inverted; most defects take less than a tenth
+)
+LONGEST_NAME = 200  # bytes of a class's name, which names files
 FARTHEST_M = 1e4  # what a sensor of parts can't have measured; float32 squares of more overflow at 1e19
 Picture = Path | str | np.ndarray  # a file, or what it would hold
 
@@ -78,12 +89,25 @@ def find_classes(root: Path, dataset: DatasetSpec, wanted: list[str] | None) -> 
             f"--dataset_path {root} has {lacks}; classes there: {', '.join(present) or 'none'} "
             "(choose with --class_name, or see README, 'Data')"
         )
+    check_utf8(root)
+    if long := [name for name in found if len(name.encode()) > LONGEST_NAME]:
+        raise DatasetError(
+            f"--dataset_path {root}: the class folder {long[0]} has too long a name; rename it"
+        )
     if odd := [name for name in found if not name.isprintable()]:
         raise DatasetError(
             f"--dataset_path {root}: the class folder {odd[0]!r} holds a line break or the like, which no table can "
             "show; rename it"
         )
     return found
+
+
+def check_utf8(path: Path) -> None:
+    """Raises DatasetError for a path that no result file could name."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise DatasetError(f"{one_line(str(path))}: its name is not UTF-8; rename it") from error
 
 
 def list_samples(
@@ -106,7 +130,8 @@ def load_sample(rgb: Picture, xyz: Picture, image_size: int) -> Sample:
 
     rgb (H, W, 3) uint8, xyz (H, W, 3) float in metres, (0, 0, 0) = not measured. A point exists where all three
     coordinates are non-zero; those that are not finite, or farther than FARTHEST_M, count as not measured.
-    Raises SampleFileError naming the file, or ValueError naming the array, that can't be used.
+    Raises SampleFileError naming the file, or ValueError naming the array, that can't be used; a cloud in millimetres
+    can't: it would look like one of the most normal.
     """
     image = rgb if isinstance(rgb, np.ndarray) else read_rgb(rgb)
     cloud = xyz if isinstance(xyz, np.ndarray) else read_xyz(xyz)
@@ -119,32 +144,20 @@ def load_sample(rgb: Picture, xyz: Picture, image_size: int) -> Sample:
         )
         cloud = np.where(measured[..., None], cloud, np.float32(0))
     points, pixel_index = existing_points(resize_nearest(cloud.astype(np.float32, copy=False), image_size))
+    _check_distance(xyz, points)
     return Sample(normalised_image(image, image_size), points, pixel_index, tuple(remarks))
 
 
 def check_plausible(samples: Sequence[SampleFiles]) -> list[str]:
-    """Look at a few samples of a class before the work on it; returns what is odd about them.
+    """Look at a few samples of each kind of a class before the work on it; returns what is odd about them.
 
-    Raises DatasetError when they are in millimetres, or look as if they had not been preprocessed: all scores would be
-    wrong, and look right. What can't be read is left to the run, which reports it.
+    Raises DatasetError when those of a kind are in millimetres, or look as if they had not been preprocessed: all
+    scores would be wrong, and look right. What can't be read is left to the run, which reports it.
     """
-    step = max(1, len(samples) // LOOKED_AT)
-    views = [view for files in samples[::step] if (view := _readable(files)) is not None]
-    if not views:
-        return []
-    folder = samples[0].rgb.parents[3]
-    if guess_unit(cloud for _, _, cloud in views) == "mm":
-        raise DatasetError(
-            f"{folder}: its points are in millimetres, metres are expected; preprocess the raw data with --unit mm"
-        )
-    raw = [(path, reason) for path, _, cloud in views if (reason := looks_raw(cloud)) is not None]
-    if len(raw) > len(views) / 2:
-        raise DatasetError(
-            f"{folder}: does not look preprocessed ({raw[0][0]}: {raw[0][1]}); run utils/preprocessing.py on the data "
-            "set, or add --unchecked if the clouds show nothing but the part"
-        )
-    odd = [(path, text) for path, rgb, cloud in views if (text := silhouette_disagreement(rgb, cloud))]
-    return [f"{path}: {text}" for path, text in odd]
+    kinds: dict[Path, list[SampleFiles]] = {}
+    for files in samples:
+        kinds.setdefault(files.rgb.parents[1], []).append(files)
+    return [text for folder, of_kind in kinds.items() for text in _check_kind(folder, of_kind)]
 
 
 class Pair(NamedTuple):
@@ -219,6 +232,53 @@ def resized_mask(files: SampleFiles, image_size: int) -> np.ndarray | None:
     return np.asarray(mask.resize((image_size, image_size), Image.Resampling.NEAREST)) > 0
 
 
+def _check_kind(folder: Path, samples: Sequence[SampleFiles]) -> list[str]:
+    step = max(1, len(samples) // LOOKED_AT)
+    looked_at = samples[::step]
+    views = [view for files in looked_at if (view := _readable(files)) is not None]
+    if not views:
+        return []
+    if guess_unit(cloud for _, _, cloud in views) == "mm":
+        raise DatasetError(
+            f"{folder}: its points are in millimetres, metres are expected; preprocess the raw data with --unit mm"
+        )
+    raw = [(path, reason) for path, _, cloud in views if (reason := looks_raw(cloud)) is not None]
+    if len(raw) > len(views) / 2:
+        raise DatasetError(
+            f"{folder}: does not look preprocessed ({raw[0][0]}: {raw[0][1]}); run utils/preprocessing.py on the data "
+            "set, or add --unchecked if the clouds show nothing but the part"
+        )
+    odd = [(path, text) for path, rgb, cloud in views if (text := silhouette_disagreement(rgb, cloud))]
+    odd += [(files.path, text) for files in looked_at if (text := _odd_mask(files))]
+    return [f"{path}: {text}" for path, text in odd]
+
+
+def _odd_mask(files: SampleFiles) -> str | None:
+    """What is odd about a defect's mask that can be read, or None."""
+    if files.mask is None:
+        return None
+    try:
+        share = float((read_mask(files.mask) > 0).mean())
+    except SampleFileError:
+        return None
+    if share == 0:
+        return "its mask marks no defect"
+    return f"its mask marks {share:.0%} of the image; is it inverted?" if share > LARGEST_DEFECT else None
+
+
+def _check_distance(xyz: Picture, points: np.ndarray) -> None:
+    """Raises SampleFileError or ValueError where the points (N, 3) can't be in metres."""
+    if not len(points):
+        return
+    distance = float(np.median(np.linalg.norm(points.astype(np.float64), axis=1)))
+    if distance <= MILLIMETRES_FROM:
+        return
+    problem = f"its points lie {distance:.4g} m from the sensor (median), so they are not in metres"
+    if isinstance(xyz, np.ndarray):
+        raise ValueError(f"the xyz array: {problem}")
+    raise SampleFileError(xyz, problem, "preprocess the raw data with --unit mm")
+
+
 def _readable(files: SampleFiles) -> tuple[str, np.ndarray, np.ndarray] | None:
     """Path, image and cloud; None where they can't be used, or the cloud has no point."""
     try:
@@ -255,6 +315,8 @@ def _by_stem(folder: Path, suffix: str) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
     visible = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    for path in visible:
+        check_utf8(path)
     foreign = foreign_images(folder, suffix)
     if foreign:
         raise DatasetError(

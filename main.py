@@ -33,9 +33,10 @@ from utils.flags import (
     positive_float,
     seed,
 )
+from utils.preprocess.record import read_record
 from utils.reporting import check_tables
 from utils.resources import shortage_named
-from utils.results import alone_with_classes
+from utils.results import alone_with_classes, check_results_folder
 from utils.signals import Terminated, ended_by_sigterm
 from utils.world import end_with_launcher, find_world
 
@@ -397,6 +398,12 @@ def _checked(options: RunOptions, settings: Settings, data: DataOptions) -> list
     check_writable(options.results_dir, "--results_dir")
     sweep_leftovers(options.results_dir)
     check_tables(options.results_dir)
+    for variant in options.variants:
+        check_results_folder(
+            options.results_dir / variant.name, [data.dataset_path / c.name for c in classes]
+        )
+    if options.each_class.save_detector is not None:
+        read_record(data.dataset_path)  # which the detectors will hold
     each = options.each_class
     for flag, path in (
         ("--save_feature_path", options.save_feature_path),

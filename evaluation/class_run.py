@@ -22,6 +22,7 @@ from models.uff.feature_store import FeatureStoreWriter
 from utils.files import stamp
 from utils.metrics import METRICS, measure
 from utils.observer import ClassReport
+from utils.part_reader import recorded_parameters
 from utils.preprocess.record import read_record
 from utils.report.figures import write_figures
 from utils.reporting import class_summary, write_scores
@@ -56,6 +57,7 @@ class ClassRun:
         self.variant = variant or Variant()
         self.store = store
         self._used: list[str] = []  # paths of the training samples
+        self._calibrating: list[str] = []  # and of those that the thresholds come from
 
     def run(self) -> None:
         """Score the class; its files are on disk at the end. If its data is no good it is recorded as failed.
@@ -77,10 +79,8 @@ class ClassRun:
             self.model.forget()
 
     def _begin(self) -> None:
-        """Remove what earlier runs have left of the class."""
+        """Remove what earlier runs have left of the class, but for a detector, which stays until there is a new one."""
         self.results.begin(self.files.name)
-        if self.options.save_detector is not None:
-            detector_path(self.options.save_detector, self.files.name).unlink(missing_ok=True)
 
     def is_done(self) -> bool:
         """Whether a cut run has done the class, and what it left on disk is there still."""
@@ -111,6 +111,7 @@ class ClassRun:
         name, model, options = self.files.name, self.model, self.options
         if options.load_detector is not None:
             restore_in_team(model, detector_path(options.load_detector, name), self.team)
+            self.team.from_leader(self._check_preprocessing)
         else:
             self._fit()
         report.counts = model.counts_ if self.team.leads else {}
@@ -134,9 +135,28 @@ class ClassRun:
         samples = drawn(self.variant, samples, self.files.name)[: self.model.settings.sample_limit]
         self._used = [sample.path for sample in samples]
         fit_in_team(self.model, samples, self.team, self.variant, self.files.name, self.store)
-        if self.options.save_detector is not None:
-            folder = self.options.save_detector
-            self.team.from_leader(lambda: self._save_detector(folder, held_out or self.files.validation))
+        folder = self.options.save_detector
+        if folder is not None:
+            good = held_out or self.files.validation
+            self._calibrating = [sample.path for sample in good]
+            self.team.from_leader(lambda: self._save_detector(folder, good))
+
+    def _check_preprocessing(self) -> None:
+        """Raises ValueError when the detector was fitted on parts that were preprocessed otherwise than these."""
+        here, there = (
+            recorded_parameters(record)
+            for record in (read_record(self.files.dataset_path)[0], self.model.preprocessing_)
+        )
+        if here is None or there is None or here == there:
+            return
+        different = [
+            f"{name} {value}, here {vars(here)[name]}"
+            for name, value in vars(there).items()
+            if vars(here)[name] != value
+        ]
+        raise ValueError(
+            f"its detector is of parts that were preprocessed with {'; '.join(different)}; preprocess these alike"
+        )
 
     def _scores(self, samples: list[SampleFiles]) -> Iterator[Score | None]:
         return scores_of(self.model, samples, self.variant, self.files.name)
@@ -165,6 +185,7 @@ class ClassRun:
         skipped = {sample["path"] for sample in report.skipped}
         for split, used, most in (
             ("training", self._used, MOST_TRAIN_LEFT_OUT),
+            ("validation", self._calibrating, MOST_TRAIN_LEFT_OUT),
             ("test", tested, MOST_TEST_LEFT_OUT),
         ):
             left_out = len(skipped.intersection(used))

@@ -70,7 +70,7 @@ def _class_files(options: DataOptions, name: str) -> ClassFiles:
     if options.label_by_folder:
         test = [_labelled_by_folder(sample) for sample in test]
     if not options.unchecked:
-        for remark in check_plausible(train):
+        for remark in check_plausible([*train, *validation, *test]):
             print(f"warning: {name}: {remark}", file=sys.stderr)
     stamp = fingerprint([*train, *validation, *test], options.fingerprint)
     return ClassFiles(name, options.dataset_path, train, validation, test, stamp)

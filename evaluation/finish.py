@@ -16,10 +16,9 @@ from utils.files import write_json
 from utils.metrics import METRICS, mean_of_all
 from utils.report.run_report import write_report
 from utils.reporting import TableRow, append_tables, problem_lines
-from utils.results import RESULTS_NAME, ResultsFolder, others_waiting, remove_class
+from utils.results import REPORT_NAME, RESULTS_NAME, ResultsFolder, others_waiting, remove_class
 
 Record = Mapping[str, Any]  # what results.json holds
-REPORT_NAME = "report.html"
 
 
 class VariantRun(NamedTuple):

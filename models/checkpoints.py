@@ -130,6 +130,13 @@ def load_complete(module: nn.Module, state: Mapping[str, torch.Tensor], path: Pa
     unknown = [key for key in state if key not in expected]
     if unknown:
         raise CheckpointError(f"{path}: {len(unknown)} unknown keys: {_some(unknown)}; {remedy}")
+    stored = module.state_dict()
+    integers = [
+        key for key, value in state.items() if value.is_floating_point() != stored[key].is_floating_point()
+    ]
+    if integers:
+        first = state[integers[0]].dtype
+        raise CheckpointError(f"{path}: numbers of another kind ({first}) under {_some(integers)}; {remedy}")
     ruined = [key for key, value in state.items() if not torch.isfinite(value).all()]
     if ruined:
         raise CheckpointError(f"{path}: NaN or infinite numbers under {_some(ruined)}; {remedy}")

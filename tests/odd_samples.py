@@ -8,6 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
+from dataset import load_sample
+from utils.structures import Sample
+
 COUNTS = (0, 1, 2, 127, 128, 1023, 1024, 1025)  # points: around the defaults of --group_size and --num_group
 SIDE = 40  # pixels of a cloud that holds them
 NEVER_MEASURED = (np.nan, np.inf, -np.inf)
@@ -67,6 +70,16 @@ class Cloud(NamedTuple):
     def image(self) -> np.ndarray:
         """A photograph of the same side, (SIDE, SIDE, 3) uint8."""
         return np.random.default_rng(self.seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+
+
+def loaded(cloud: Cloud, image_size: int) -> Sample | None:
+    """The sample; None where it is refused, as one in millimetres must be unless hardly a point is left."""
+    try:
+        return load_sample(cloud.image, cloud.points, image_size)
+    except ValueError as error:
+        assert "not in metres" in str(error)  # noqa: PT017
+        assert cloud.scale == 1000
+        return None
 
 
 def clouds() -> st.SearchStrategy[Cloud]:

@@ -138,6 +138,12 @@ def stamp(path: Path) -> str:
     return f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
 
 
+def check_regular(path: Path) -> None:
+    """Raises OSError for what is there and no regular file: a pipe would be waited for, a device never ends."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path}: is no regular file; remove it")
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` atomically, as UTF-8 with the line ends that `text` has."""
     with atomic_path(path) as temporary:

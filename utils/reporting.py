@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.console import one_line
-from utils.files import write_text
+from utils.files import check_regular, write_text
 from utils.metrics import METRICS, mean_of_all
 from utils.structures import Thresholds
 
@@ -149,6 +149,7 @@ def in_words(score: float, label: int | None, thresholds: Thresholds | None) -> 
 
 def _read_table(path: Path) -> str:
     """The file's text, "" where there is none."""
+    check_regular(path)
     try:
         return path.read_text(encoding="utf-8") if path.exists() else ""
     except UnicodeDecodeError as error:

@@ -14,11 +14,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from utils.files import TEMPORARY_PREFIX, after_others, alone_with, write_json
+from utils.files import TEMPORARY_PREFIX, after_others, alone_with, check_regular, write_json
 from utils.metrics import METRICS
 from utils.schema import check_fields
 
 RESULTS_NAME = "results.json"
+REPORT_NAME = "report.html"
+CLASS_FILES = {
+    "classes": ".json",
+    "scores": ".csv",
+    "report": ".json",
+}  # sub-folder -> suffix of a class's file there
+PICTURES = "pred_maps"  # a folder a class
 LOCKS = ".locks"
 LARGEST_RECORD = 64 << 20  # bytes of a file that is believed
 RECORD_FIELDS = {
@@ -60,6 +67,7 @@ class ClassRecord:
     def read(cls, path: Path) -> ClassRecord | None:
         """None where there is no such file, or it is none of ours: then the class is not done."""
         try:
+            check_regular(path)
             if path.stat().st_size > LARGEST_RECORD:
                 return None
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -165,16 +173,32 @@ class ResultsFolder:
         return self.folder / "classes" / f"{name}.json"
 
 
+def check_results_folder(folder: Path, class_folders: Sequence[Path]) -> None:
+    """Find out now that a run can't write there, or would write over its own data. Raises ValueError or OSError."""
+    for name in (*CLASS_FILES, PICTURES):
+        place = folder / name
+        if place.exists() and not place.is_dir():
+            raise ValueError(
+                f"--results_dir {folder}: {place} is no folder; move it away, or use another one"
+            )
+        for data in class_folders:
+            if data.resolve().is_relative_to(place.resolve()):
+                raise ValueError(
+                    f"--results_dir {folder}: results would replace the data in {data}; use another folder"
+                )
+    for name, suffix in CLASS_FILES.items():
+        for data in class_folders:
+            check_regular(folder / name / f"{data.name}{suffix}")
+    check_regular(folder / RESULTS_NAME)
+    check_regular(folder / REPORT_NAME)
+
+
 def remove_class(folder: Path, name: str) -> None:
     """Remove what runs have left of a class in a results folder, but for results.json and the tables."""
-    for path in (
-        folder / "classes" / f"{name}.json",
-        folder / "scores" / f"{name}.csv",
-        folder / "report" / f"{name}.json",
-    ):
-        path.unlink(missing_ok=True)
+    for sub, suffix in CLASS_FILES.items():
+        (folder / sub / f"{name}{suffix}").unlink(missing_ok=True)
     with suppress(FileNotFoundError):
-        shutil.rmtree(folder / "pred_maps" / name)
+        shutil.rmtree(folder / PICTURES / name)
 
 
 @contextmanager

@@ -22,7 +22,15 @@ import torch
 
 from models.checkpoints import ArrayHeader, CheckpointError, decoded, read_numpy_headers
 from models.uff.pairing import Pairing, paired_rgb
-from utils.files import after_others, alone_with, atomic_path, in_short, sweep_leftovers, write_json
+from utils.files import (
+    after_others,
+    alone_with,
+    atomic_path,
+    check_regular,
+    in_short,
+    sweep_leftovers,
+    write_json,
+)
 from utils.structures import Modality, Patches
 
 FeatureDtype = Literal["float16", "float32"]
@@ -213,6 +221,7 @@ def read_manifest(folder: str | Path) -> tuple[StoreMeta, dict[str, int]]:
     ValueError when it is not what a FeatureStoreWriter writes; no file that it names has been looked at then.
     """
     path = Path(folder) / MANIFEST_NAME
+    check_regular(path)
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT_NAME:

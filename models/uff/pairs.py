@@ -88,7 +88,7 @@ def _open_store(folder: Path) -> FeatureFolder:
     meta, classes = read_manifest(folder)
     files = []
     for file in (folder / sample_name(name, i) for name in sorted(classes) for i in range(classes[name])):
-        if not file.exists():
+        if not file.is_file():
             raise FileNotFoundError(f"{file}: is listed in {MANIFEST_NAME} but missing; {SAVE_AGAIN}")
         if not zipfile.is_zipfile(file):
             raise CheckpointError(f"{file}: not a readable .npz file (cut off or damaged); {SAVE_AGAIN}")

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +210,52 @@ def test_file_in_the_place_of_a_folder_is_found_before_the_work(
     flags = ["--save_feature", flag, str(tmp_path / "file")]
     assert run_main(tiny_dataset, tmp_path / "results", "DINO+Point_MAE", *flags) == 1
     assert f"{flag} {tmp_path / 'file'}: can't write there" in _only_error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_folder", "message"),
+    [
+        ("scores", False, "scores is no folder; move it away"),
+        ("report.html", True, "report.html: is no regular file"),
+        ("aupro_results.md", True, "aupro_results.md: is no regular file"),
+        ("classes/bagel.json", True, "bagel.json: is no regular file"),
+    ],
+)
+def test_what_stands_where_results_go_is_found_before_the_work(
+    tiny_dataset, tmp_path, capsys, no_work, name, is_folder, message
+):
+    path = tmp_path / "results" / name
+    path.mkdir(parents=True) if is_folder else (path.parent.mkdir(), path.touch())
+    assert run_main(tiny_dataset, tmp_path / "results", "DINO") == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no named pipes")
+def test_a_pipe_in_the_place_of_a_table_is_not_waited_for(tiny_dataset, tmp_path, capsys, no_work):
+    (tmp_path / "results").mkdir()
+    os.mkfifo(tmp_path / "results/aupro_results.md")
+    assert run_main(tiny_dataset, tmp_path / "results", "DINO") == 1
+    assert "aupro_results.md: is no regular file" in capsys.readouterr().err
+
+
+def test_data_where_pictures_would_replace_them_are_refused(tmp_path, capsys, no_work):
+    write_class(tmp_path / "pred_maps", "bagel")
+    assert run_main(tmp_path / "pred_maps", tmp_path, "DINO", "--save_preds") == 1
+    assert "results would replace the data in" in capsys.readouterr().err
+    assert len(list((tmp_path / "pred_maps/bagel/train/good/rgb").iterdir())) == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all names are Unicode")
+def test_names_that_no_result_file_could_hold_are_refused_before_the_work(
+    tiny_dataset, tmp_path, capsys, no_work
+):
+    folder = tiny_dataset / "bagel/train/good"
+    for sub, suffix in (("rgb", ".png"), ("xyz", ".tiff")):
+        (folder / sub / f"000{suffix}").rename(
+            os.fsdecode(bytes(folder / sub) + b"/M\xfcller" + suffix.encode())
+        )
+    assert run_main(tiny_dataset, tmp_path / "results", "DINO") == 1
+    assert "M\\udcfcller.png: its name is not UTF-8; rename it" in capsys.readouterr().err
 
 
 def test_full_disk_is_found_before_the_work(tiny_dataset, tmp_path, capsys, monkeypatch, no_work):

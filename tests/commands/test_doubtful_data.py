@@ -1,12 +1,16 @@
 """Data that would give wrong scores that look right: without labels, in millimetres, raw, mirrored."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
 import main
 from tests.conftest import write_class
 from tests.tiny_runs import SMALL, read_record, read_scores, run_main
-from utils.image_files import read_rgb, read_xyz, write_png, write_xyz
+from utils.image_files import read_mask, read_rgb, read_xyz, write_png, write_xyz
+from utils.preprocess.sample import Parameters
 
 CHECKED = [flag for flag in SMALL if flag != "--unchecked"]
 
@@ -98,3 +102,77 @@ def test_an_image_mirrored_against_its_cloud_is_remarked_on(tmp_path, capsys):
         write_png(path, np.pad(read_rgb(path.parents[1] / "rgb" / path.name)[..., 0] * 0, 0))
     assert _run_checked(tmp_path / "data", tmp_path / "results") == 0
     assert "warning: bagel: train/good/rgb/000.png: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split", ["test/hole", "test/good", "validation/good"])
+def test_each_kind_is_looked_at_before_the_work(tmp_path, capsys, split):
+    root = write_class(tmp_path / "data", "bagel", validation=2)
+    _change_clouds(root / split, lambda cloud: cloud * 1000)
+    assert _run_checked(tmp_path / "data", tmp_path / "results") == 1
+    assert f"bagel/{split}: its points are in millimetres" in capsys.readouterr().err
+    assert not (tmp_path / "results/scores").exists()
+
+
+def test_a_sample_in_millimetres_among_others_is_left_out_by_name(tmp_path):
+    write_class(tmp_path / "data", "bagel", train=5, good=12)
+    path = tmp_path / "data/bagel/test/good/xyz/007.tiff"
+    write_xyz(path, read_xyz(path) * 1000)
+    assert run_main(tmp_path / "data", tmp_path / "results", "Point_MAE") == 0
+    (skipped,) = read_record(tmp_path / "results")["classes"]["bagel"]["skipped_samples"]
+    assert skipped["path"] == "test/good/rgb/007.png"
+    assert "so they are not in metres; preprocess the raw data with --unit mm" in skipped["reason"]
+
+
+@pytest.mark.parametrize(
+    ("change", "remark"),
+    [(lambda mask: ~mask, "of the image; is it inverted?"), (np.zeros_like, "its mask marks no defect")],
+)
+def test_masks_that_are_inverted_or_empty_are_remarked_on(tmp_path, capsys, change, remark):
+    root = write_class(tmp_path / "data", "bagel")
+    for path in (root / "test/hole/gt").iterdir():
+        write_png(path, np.where(change(read_mask(path) > 0), 255, 0).astype(np.uint8))
+    assert _run_checked(tmp_path / "data", tmp_path / "results") == 0
+    assert remark in capsys.readouterr().err
+
+
+def test_thresholds_of_few_of_the_good_parts_are_doubtful(tmp_path, capsys):
+    root = write_class(tmp_path / "data", "bagel", validation=4)
+    for i in (0, 2, 3):
+        write_xyz(root / f"validation/good/xyz/{i:03d}.tiff", np.zeros((40, 40, 3), np.float32))
+    flags = ["--save_detector", str(tmp_path / "detectors")]
+    assert run_main(tmp_path / "data", tmp_path / "results", "FPFH", *flags) == 1
+    assert "bagel: doubtful: 3 of 4 validation samples were left out" in capsys.readouterr().err
+
+
+def test_a_detector_of_parts_that_were_preprocessed_otherwise_is_refused(tmp_path, capsys):
+    write_class(tmp_path / "data", "bagel", validation=2)
+    record = tmp_path / "data/.preprocessed.jsonl"
+    header = {**asdict(Parameters()), "unit": "m"}
+    record.write_text(json.dumps(header) + "\n")
+    assert (
+        run_main(tmp_path / "data", tmp_path / "a", "FPFH", "--save_detector", str(tmp_path / "detectors"))
+        == 0
+    )
+    assert (
+        run_main(tmp_path / "data", tmp_path / "b", "FPFH", "--load_detector", str(tmp_path / "detectors"))
+        == 0
+    )
+    record.write_text(json.dumps({**header, "background_distance": 0.02}) + "\n")
+    assert (
+        run_main(tmp_path / "data", tmp_path / "c", "FPFH", "--load_detector", str(tmp_path / "detectors"))
+        == 1
+    )
+    assert (
+        "preprocessed with background_distance 0.005, here 0.02; preprocess these alike"
+        in capsys.readouterr().err
+    )
+
+
+def test_a_run_that_fails_leaves_the_detector_of_an_earlier_one(tmp_path):
+    root = write_class(tmp_path / "data", "bagel")
+    flags = ["--save_detector", str(tmp_path / "detectors")]
+    assert run_main(tmp_path / "data", tmp_path / "a", "FPFH", *flags) == 0
+    before = (tmp_path / "detectors/bagel.m3dm").read_bytes()
+    _change_clouds(root / "train", np.zeros_like)
+    assert run_main(tmp_path / "data", tmp_path / "b", "FPFH", *flags) == 1
+    assert (tmp_path / "detectors/bagel.m3dm").read_bytes() == before

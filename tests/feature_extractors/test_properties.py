@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset import load_sample
 from feature_extractors.memory_bank.nearest import NearestRows
 from m3dm_runner import M3DM, Settings
 from models.alignment import align, alignment_operator
-from tests.odd_samples import Cloud, clouds
+from tests.odd_samples import Cloud, clouds, loaded
 from utils.observer import Observer
 from utils.structures import Score
 
@@ -112,8 +111,8 @@ def test_scores_depend_on_no_number_of_workers(method: str) -> None:
 @given(part=clouds())
 def test_patches_are_zero_where_no_point_reaches_them_and_nowhere_else(method: str, part: Cloud) -> None:
     model = _model(method)
-    sample = load_sample(part.image, part.points, IMAGE_SIZE)
-    if len(sample.points) == 0:
+    sample = loaded(part, IMAGE_SIZE)
+    if sample is None or len(sample.points) == 0:
         return
     try:
         patches = model.extract(part.image, part.points)["xyz"]
@@ -134,8 +133,8 @@ def test_patches_are_zero_where_no_point_reaches_them_and_nowhere_else(method: s
     side=st.sampled_from((4, 8)),
 )
 def test_pfa_s_weights_sum_to_the_pooled_coverage(part, groups, interpolation, side) -> None:
-    sample = load_sample(part.image, part.points, IMAGE_SIZE)
-    if len(sample.points) == 0:
+    sample = loaded(part, IMAGE_SIZE)
+    if sample is None or len(sample.points) == 0:
         return
     centers = sample.points[:: max(1, len(sample.points) // groups)]
     operator = alignment_operator(

@@ -7,7 +7,7 @@ import pytest
 from utils import world
 
 
-class _Ended(Exception):
+class _EndedError(Exception):
     pass
 
 
@@ -16,16 +16,16 @@ class _Ended(Exception):
 )
 def test_a_process_whose_launcher_is_gone_already_ends(monkeypatch, first_process, ends):
     def end(status):
-        raise _Ended(status)
+        raise _EndedError(status)
 
     started = []
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setattr(os, "getppid", lambda: world.INIT)
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(world.Path, "read_bytes", lambda _: first_process)
-    monkeypatch.setattr(world.threading.Thread, "start", started.append)
+    monkeypatch.setattr(world.threading.Thread, "start", lambda thread: started.append(thread))
     if ends:
-        with pytest.raises(_Ended):
+        with pytest.raises(_EndedError):
             world.end_with_launcher()
     else:
         world.end_with_launcher()
