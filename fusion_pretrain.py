@@ -219,7 +219,7 @@ class TrainingData(NamedTuple):
 
 def train(args: argparse.Namespace, world: World, device: torch.device) -> None:
     """All epochs; each leaves a checkpoint, a line of log.txt and TensorBoard's scalars."""
-    from models.uff.engine import resume, save_checkpoint
+    from models.uff.engine import resume, save_checkpoint, trained_on
     from models.uff.log import TrainingLog
 
     output, log_dir = Path(args.output_dir), Path(args.log_dir)
@@ -234,6 +234,12 @@ def train(args: argparse.Namespace, world: World, device: torch.device) -> None:
     log = TrainingLog(output, log_dir, first_epoch) if world.is_main else None
     if log is not None:
         announce(plan, data, device)
+        args.features = data.folder.fingerprint()
+        if args.resume and trained_on(Path(args.resume)) not in (None, args.features):
+            print(
+                f"warning: {args.resume} was trained on other features than {args.data_path} holds",
+                file=sys.stderr,
+            )
         check_room(output, state, sum(is_saved(e, plan, args) for e in range(first_epoch, plan.epochs)))
     checkpoint = args.resume
     try:

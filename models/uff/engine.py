@@ -176,6 +176,12 @@ def save_checkpoint(path: Path, state: TrainingState, epoch: int, args: object) 
         temporary.write_bytes(buffer.getbuffer())
 
 
+def trained_on(path: Path) -> str | None:
+    """The fingerprint of the features that a checkpoint was trained on, as its args hold it; None where they don't."""
+    found = getattr(read_uff_checkpoint(path, RESUME_REMEDY).get("args"), "features", None)
+    return found if isinstance(found, str) else None
+
+
 def resume(path: Path, state: TrainingState) -> int:
     """Take up a checkpoint of ours or of the release; returns the epoch to continue with.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,13 @@ class FeatureFolder:
     read: Callable[[Path], StoredSample]
     meta: StoreMeta
 
+    def fingerprint(self) -> str:
+        """A checksum of what is in the files, by the checksums that they hold themselves: no array is read."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(f"{file.name} {_checksums(file)}".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
 
 class PatchPairs(NamedTuple):
     """Pairs of patches, of one sample or several.
@@ -58,6 +66,15 @@ class PatchPairs(NamedTuple):
         """The pairs on `device`, features as float32."""
         xyz, rgb, rgb_row = (x.to(device, non_blocking=True) for x in self[:3])
         return PatchPairs(xyz.float(), rgb.float(), rgb_row, self.files)
+
+
+def _checksums(file: Path) -> str:
+    """Of the parts of an archive; of a file that is none, as of old versions of torch, its size."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return repr([(part.filename, part.CRC, part.file_size) for part in archive.infolist()])
+    except zipfile.BadZipFile:
+        return str(file.stat().st_size)
 
 
 def open_folder(folder: str | Path) -> FeatureFolder:

@@ -11,6 +11,7 @@ import time
 from collections import namedtuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -184,3 +185,18 @@ def test_training_processes_end_with_a_launcher_that_was_killed(features, tmp_pa
     process.communicate(timeout=WAIT_S)  # the pipes close when the last of the processes has ended
     with alone_with(tmp_path / fusion_pretrain.LOCK_NAME, "still held"):
         pass
+
+
+def test_a_resume_on_other_features_is_warned_of(features, tmp_path, capsys):
+    other = Path(shutil.copytree(features, tmp_path / "other"))
+    file = sorted(other.glob("*.npz"))[0]
+    with np.load(file) as stored:
+        np.savez(tmp_path / "changed.npz", **{**stored, "rgb": stored["rgb"][::-1]})
+    (tmp_path / "changed.npz").replace(file)
+    _train(features, tmp_path / "out", "--epochs 1")
+    resumed = f"--epochs 2 --resume {tmp_path / 'out/checkpoint-0.pth'}"
+    capsys.readouterr()
+    _train(features, tmp_path / "same", resumed)
+    assert "warning" not in capsys.readouterr().err
+    _train(other, tmp_path / "different", resumed)
+    assert f"checkpoint-0.pth was trained on other features than {other} holds" in capsys.readouterr().err
