@@ -10,6 +10,7 @@ model.save("bagel.m3dm")
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,7 @@ from dataset import (
     Pair,
     Picture,
     as_parts,
+    check_plausible,
     list_samples,
     load_part,
     part_names,
@@ -124,15 +126,19 @@ class M3DM:
         other.forget()
         return other
 
-    def fit(self, samples: str | Path | Iterable[tuple[Picture, Picture]]) -> M3DM:
+    def fit(
+        self, samples: str | Path | Iterable[tuple[Picture, Picture]], *, unchecked: bool = False
+    ) -> M3DM:
         """Fill the banks and fit the decision on good parts; returns self.
 
         samples: a class's folder, whose train/good is taken, or pairs of image and cloud, files or arrays; of
         either at most `max_sample`. Samples that can't be used are left out, and the observer is told. Raises
-        DatasetError when none is left.
+        DatasetError when none is left, and, unless `unchecked`, for a folder that looks raw or in millimetres.
         """
         if isinstance(samples, (str, Path)):
             items: Sequence[Any] = list_samples(Path(samples), "train")
+            for odd in [] if unchecked else check_plausible(items):
+                warnings.warn(odd, stacklevel=2)
         else:
             items = as_parts(samples)
         items = items[: self.settings.sample_limit]

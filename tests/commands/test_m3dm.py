@@ -19,7 +19,7 @@ from m3dm_runner import M3DM, NotFittedError, Settings
 from models.uff.block import random_fusion_block
 from tests.conftest import write_class
 from tests.tiny_runs import read_record, read_scores, run_main
-from utils.image_files import read_rgb, read_xyz
+from utils.image_files import read_rgb, read_xyz, write_xyz
 from utils.observer import Observer
 
 VIT_S = "vit_small_patch8_224_dino"
@@ -105,6 +105,16 @@ class TestFit:
         assert _score(_model().fit(files), defect) == expected
         as_text = [(str(rgb), str(xyz)) for rgb, xyz in files]
         assert _score(_model().fit(as_text), defect) == expected
+
+    def test_a_folder_of_raw_parts_is_refused_unless_unchecked(self, tmp_path):
+        folder = write_class(tmp_path, "bagel")
+        for path in folder.rglob("*.tiff"):
+            cloud = read_xyz(path)
+            cloud[cloud[..., 2] == 0] = (0.01, 0.01, 0.6)
+            write_xyz(path, cloud)
+        with pytest.raises(ValueError, match="does not look preprocessed"):
+            _model().fit(folder)
+        assert _model().fit(folder, unchecked=True).counts_["train"] == 3
 
     def test_arrays_are_the_files_from_a_generator_too(self, arrays, defect, expected):
         assert _score(_model().fit(arrays), defect) == expected
