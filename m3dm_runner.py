@@ -50,8 +50,8 @@ from feature_extractors.weights import WeightsSource
 from models.backbones import PointOps
 from utils.devices import choose_device
 from utils.observer import Observer
-from utils.reporting import versions
 from utils.structures import Modality, Patches, Sample, Score
+from utils.versions import versions
 
 __all__ = ["M3DM", "NotFittedError", "Settings"]
 
@@ -113,11 +113,6 @@ class M3DM:
             if folder is None
             else FeatureCache(Path(folder), self.settings, self.weights, self.point_ops)
         )
-
-    @property
-    def draws_features(self) -> bool:
-        """Whether features are drawn at random, sample after sample, so that a class must not be split up."""
-        return self.settings.quirks.drop_path == "live"
 
     def with_random_state(self, random_state: int | None) -> M3DM:
         """This model with another `random_state`, not fitted; the two share their networks."""

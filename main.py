@@ -17,7 +17,7 @@ from evaluation.data import ClassFiles, DataOptions, find_class_files
 from evaluation.options import ClassOptions, RunOptions, variants
 from feature_extractors.calibration import MAX, RULE_HELP, ThresholdRule
 from feature_extractors.methods import METHODS
-from feature_extractors.quirks import PROTOCOLS, Quirks, quirk_values
+from feature_extractors.quirks import FEATURES_ARE_DRAWN, PROTOCOLS, Quirks, quirk_values
 from feature_extractors.settings import LAMBDAS, Settings
 from feature_extractors.weights import WeightsSource, check_files
 from models.backbones import RGB_BACKBONES, XYZ_BACKBONES
@@ -306,9 +306,8 @@ def _study_problems(args: argparse.Namespace) -> list[tuple[bool, str]]:
             "--load_detector fits nothing; drop --random_states, --shots and --shake",
         ),
         (
-            args.features is not None and _quirks_from_args(args).drop_path == "live",
-            "--features: with --quirk drop_path=live (--protocol released) features are drawn anew in each run; drop "
-            "one of the two",
+            args.features is not None and _quirks_from_args(args).draws_features,
+            FEATURES_ARE_DRAWN,
         ),
     ]
 

@@ -294,7 +294,7 @@ def load_for_model(reader: PartReader, image_size: int, part: Part) -> Sample:
 def write_report(args: argparse.Namespace, model: M3DM, output: Output) -> None:
     """report.html, of what has been judged."""
     from utils.report.parts_report import write_parts_report
-    from utils.reporting import versions
+    from utils.versions import versions
 
     settings = model.settings.as_dict()
     about = {

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dataset import SampleFiles
 from evaluation.options import Variant
-from evaluation.study import shaken_all
+from evaluation.study import Found, shaken_all
 from evaluation.team import Team
 from feature_extractors.detector_file import detector_of, detector_tensors
 from feature_extractors.saved_features import saving
 from m3dm_runner import M3DM, plausible
 from models.uff.feature_store import FeatureStoreWriter
-from utils.structures import Modality, Patches, Score
-
-Found = Mapping[Modality, Patches]
+from utils.structures import Score
 
 
 def fit_in_team(

@@ -24,10 +24,10 @@ from feature_extractors.settings import Settings
 from m3dm_runner import M3DM
 from models.uff.feature_store import FeatureStoreWriter, StoreMeta
 from utils.distributed import join, leave
-from utils.reporting import versions
 from utils.resources import shortage_named
 from utils.results import ResultsFolder
 from utils.signals import Terminated
+from utils.versions import versions
 from utils.world import World
 
 FINGERPRINT_DIGITS = 12  # of the folder's name
@@ -90,7 +90,7 @@ def _run_classes(
     if world.is_main and names:
         remove_stale(options, names)
     with _watching(AtWork.announced(options.results_dir, team)) as at_work:
-        for name, class_team in plan_teams(world, names, alone=runs[0].model.draws_features):
+        for name, class_team in plan_teams(world, names, alone=runs[0].model.settings.quirks.draws_features):
             at_work.on(name)
             with _naming(name), _kept_features(by_name[name], options, runs, class_team):
                 for i in to_do[name]:
@@ -137,7 +137,7 @@ def _kept_features(
 
     The fingerprint in their path keeps those that a cut run has left of other data from being used.
     """
-    if options.features is not None or not options.is_study or runs[0].model.draws_features:
+    if options.features is not None or not options.is_study or runs[0].model.settings.quirks.draws_features:
         yield
         return
     folder = options.results_dir / TEMPORARY_FEATURES / files.name / files.fingerprint[:FINGERPRINT_DIGITS]

@@ -90,7 +90,7 @@ class Extractor:
     @property
     def batches_at_once(self) -> int:
         """How many calls of `extract` may share the cores; what is drawn for DropPath needs one after the other."""
-        if self.device.type != "cpu" or self.settings.quirks.drop_path == "live":
+        if self.device.type != "cpu" or self.settings.quirks.draws_features:
             return 1
         return min(torch.get_num_threads(), MOST_BATCHES_AT_ONCE)
 

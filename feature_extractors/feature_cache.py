@@ -20,13 +20,14 @@ import numpy as np
 import torch
 
 from feature_extractors.networks import RANDOM, attention
+from feature_extractors.quirks import FEATURES_ARE_DRAWN
 from feature_extractors.settings import Settings
 from models.backbones import PointOps
 from models.checkpoints import ArrayHeader, CheckpointError, decoded, read_numpy_headers
 from utils.files import atomic_path, stamp, write_json
-from utils.reporting import versions
 from utils.schema import check_fields
 from utils.structures import Modality, Patches, SampleFiles
+from utils.versions import versions
 
 FORMAT_NAME = "m3dm-features-1"
 IDENTITY_NAME = "identity.json"
@@ -68,11 +69,8 @@ class FeatureCache:
     def __init__(
         self, folder: Path, settings: Settings, weights: Mapping[str, str], point_ops: PointOps = "cpu"
     ) -> None:
-        if settings.quirks.drop_path == "live":
-            raise ValueError(
-                "--features: with --quirk drop_path=live (--protocol released) features are drawn anew in each run; "
-                "drop one of the two"
-            )
+        if settings.quirks.draws_features:
+            raise ValueError(FEATURES_ARE_DRAWN)
         self._folders: dict[Modality, Path] = {}
         self._grids: dict[Modality, Grid] = {
             "rgb": Grid(settings.rgb_side, settings.dim("rgb")),

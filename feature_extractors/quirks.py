@@ -8,6 +8,11 @@ from typing import Literal, get_args, get_type_hints
 
 from feature_extractors.methods import BankSpec, MethodSpec
 
+FEATURES_ARE_DRAWN = (  # why Quirks.draws_features and --features exclude each other
+    "--features: with --quirk drop_path=live (--protocol released) features are drawn anew in each run; drop one of "
+    "the two"
+)
+
 
 @dataclass(frozen=True)
 class Quirks:
@@ -39,6 +44,11 @@ class Quirks:
     blur: Literal["pil_8bit", "gaussian"] = "pil_8bit"
     # whether one sample more than --max_sample is used
     sample_limit: Literal["max_sample", "one_more"] = "max_sample"
+
+    @property
+    def draws_features(self) -> bool:
+        """Whether features are drawn at random, sample after sample: no class may be split, no kept feature used."""
+        return self.drop_path == "live"
 
     def replace(self, changes: dict[str, str]) -> Quirks:
         """A copy with some fields changed.

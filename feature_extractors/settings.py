@@ -108,7 +108,7 @@ class Settings:
             num_group=self.num_group,
             group_size=self.group_size,
             batchnorm=self.quirks.batchnorm,
-            drop_path=self.quirks.drop_path == "live",
+            drop_path=self.quirks.draws_features,
             interpolation=self.quirks.interpolation,
         )
 

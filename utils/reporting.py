@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import importlib.metadata
 import io
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,23 +13,9 @@ from utils.files import check_regular, write_text
 from utils.metrics import METRICS, mean_of_all
 from utils.structures import Thresholds
 
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "numba", "pillow", "tifffile")
 NOT_AVAILABLE = "n/a"
 LABELS = {0: "good", 1: "defect"}
-
-
 TABLES = tuple(metric for metric in METRICS if metric.table_file)
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def markdown_table(row_name: str, values: dict[str, float | None]) -> str:

@@ -10,7 +10,6 @@ from utils.reporting import (
     format_metric,
     markdown_table,
     problem_lines,
-    versions,
     write_scores,
 )
 
@@ -26,12 +25,6 @@ def _result(**changes):
         "skipped_samples": [],
         **changes,
     }
-
-
-def test_versions_name_what_numbers_depend_on():
-    found = versions()
-    assert found["scikit-learn"][0].isdigit()
-    assert found["python"].startswith("3.")
 
 
 def test_table_titles_classes_and_adds_their_mean():
