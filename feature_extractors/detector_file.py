@@ -15,8 +15,8 @@ from typing import Any, Literal, get_type_hints
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save
 
 from feature_extractors.calibration import Calibration
 from feature_extractors.decision import Decision, LinearScore, OneClassDecision, SumDecision
@@ -67,11 +67,10 @@ def write_detector(path: Path, detector: Detector, header: Header, dtype: RowsDt
     tensors = detector_tensors(detector, dtype)
     values = asdict(header)
     values["sha256"] = checksum(values, tensors)
+    # safetensors' own writer has a temporary of its own beside the file, which a kill would leave there
+    content = save(tensors, {METADATA_KEY: json.dumps(values, allow_nan=False)})
     with atomic_path(path) as temporary:
-        try:
-            save_file(tensors, temporary, {METADATA_KEY: json.dumps(values, allow_nan=False)})
-        except SafetensorError as error:  # a full disk, say
-            raise OSError(str(error)) from error
+        temporary.write_bytes(content)
 
 
 def read_header(path: Path) -> tuple[Header, Settings]:
