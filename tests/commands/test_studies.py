@@ -174,6 +174,9 @@ class TestSeeds:
             assert result[metric.key] == pytest.approx(statistics.fmean(values))
             assert result["deviation"][metric.key] == pytest.approx(statistics.stdev(values))
         assert list(result["variants"]) == ["random_state_0", "random_state_5"]
+        for metric in METRICS:
+            values = [one["kinds"]["hole"][metric.key] for one in each]
+            assert result["kinds"]["hole"][metric.key] == pytest.approx(statistics.fmean(values))
         rows = (study / "pixel_rocauc_results.md").read_text().splitlines()[-2:]
         value = f"{result['pixel_rocauc']:.3f}"
         assert rows[0] == f"| DINO (random weights) (2 variants), mean | {value} | {value} |"
@@ -295,3 +298,11 @@ def test_all_combinations_are_variants_and_an_only_one_has_no_name():
         len(variants(shots=1, shot_seeds=[0, 1], random_states=[0, 1, 2], shake=1e-6, shake_seeds=[0, 1]))
         == 12
     )
+
+
+def test_seeds_that_change_nothing_are_warned_of(data, tmp_path, capsys):
+    assert run_main(data, tmp_path / "fpfh", "FPFH", "--random_states", "0", "1") == 0
+    assert "1 of 2 variants give the very figures of another one" in capsys.readouterr().err
+    record = read_record(tmp_path / "fpfh")
+    assert record["settings"]["random_state"] is None
+    assert record["classes"]["bagel"]["training_samples"] is None
