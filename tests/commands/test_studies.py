@@ -306,3 +306,11 @@ def test_seeds_that_change_nothing_are_warned_of(data, tmp_path, capsys):
     record = read_record(tmp_path / "fpfh")
     assert record["settings"]["random_state"] is None
     assert record["classes"]["bagel"]["training_samples"] is None
+
+
+def test_a_study_leaves_nothing_of_a_plain_run_of_its_classes(data, tmp_path):
+    assert run_main(data, tmp_path, "FPFH", "--save_preds") == 0
+    assert run_main(data, tmp_path, "FPFH", "--shake", "1e-2", "--shake_seeds", "0", "1") == 0
+    left = [name for name in all_files(tmp_path) if name.endswith("bagel.csv") or "pred_maps" in name]
+    assert left == [f"shake_0.01_seed_{seed}/scores/bagel.csv" for seed in (0, 1)]
+    assert not (tmp_path / "classes/bagel.json").exists()

@@ -405,3 +405,29 @@ def test_the_documented_command_starts_without_torch_and_lists_the_names(tmp_pat
     done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "shape-guided" in done.stdout.replace("\n", "").replace(" ", "")
     assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
+
+
+def test_a_doubtful_figure_is_not_the_best(write, run):
+    doubtful = write("a", _record({"bagel": _entry(0.9, doubt="few samples")}))
+    trusted = write("b", _record({"bagel": _entry(0.8)}, method="DINO"))
+    _, text, _ = run(doubtful, trusted, "--metric", "au_pro", "--format", "latex")
+    assert r"\textbf{0.800}" in text
+    assert r"\textbf{0.9" not in text
+
+
+def test_classes_of_unequal_numbers_of_seeds_are_told(write, run):
+    folders = [
+        write(f"seed_{seed}", _record({name: _entry(0.5) for name in names}, settings={"random_state": seed}))
+        for seed, names in enumerate((("bagel", "rope"), ("bagel",)))
+    ]
+    _, _, errors = run(*folders, "--join", "--metric", "au_pro")
+    assert (
+        "some classes have more seeds than others (bagel 2, rope 1); the mean is over those of all" in errors
+    )
+
+
+def test_a_class_called_mean_is_not_compared_with_the_published_mean(write, run):
+    folder = write("one", _record({"mean": _entry(0.5)}))
+    _, text, _ = run(folder, "--metric", "au_pro", "--against", "btf", "--format", "markdown")
+    difference = next(row for row in _rows(text) if row[0].startswith("difference"))
+    assert set(difference[1:]) <= {"–", "n/a", ""}

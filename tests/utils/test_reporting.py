@@ -48,6 +48,14 @@ def test_a_table_saved_without_a_last_line_end_keeps_its_rows_apart(tmp_path):
     assert path.read_text().splitlines()[-2:] == ["| DINO | 0.500 | 0.500 |", "| Fusion | 0.500 | 0.500 |"]
 
 
+def test_names_can_not_break_a_table():
+    assert markdown_table("a|b", {"X|D\nE": 0.5}).splitlines() == [
+        "| Method | X\\|D\\nE | Mean |",
+        "| --- | --- | --- |",
+        "| a\\|b | 0.500 | 0.500 |",
+    ]
+
+
 def test_tables_grow_by_a_row_while_the_classes_stay(tmp_path):
     for name in ("DINO", "Fusion"):
         text = append_tables(tmp_path, [TableRow(name, {"bagel": _result()})])
