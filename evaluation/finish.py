@@ -12,7 +12,7 @@ from evaluation.options import TEMPORARY_FEATURES, RunOptions, Variant
 from evaluation.study import deviation, same_in_all, summary
 from feature_extractors.settings import Settings
 from m3dm_runner import M3DM
-from utils.files import write_json
+from utils.files import remove, write_json
 from utils.metrics import METRICS, mean_of_all
 from utils.report.run_report import write_report
 from utils.reporting import TableRow, append_tables, problem_lines
@@ -38,9 +38,9 @@ def remove_stale(options: RunOptions, classes: Sequence[str]) -> None:
         options.results_dir,
         *(options.results_dir / variant.name for variant in options.variants),
     }:
-        (folder / REPORT_NAME).unlink(missing_ok=True)
+        remove(folder / REPORT_NAME)
     if options.is_study:
-        (options.results_dir / RESULTS_NAME).unlink(missing_ok=True)
+        remove(options.results_dir / RESULTS_NAME)
         for name in classes:
             remove_class(options.results_dir, name)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -136,6 +137,19 @@ def stamp(path: Path) -> str:
     except OSError:
         return ""
     return f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if it is there. Raises OSError naming it when it can't be."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"{path}: can't be removed ({error.strerror}); remove it, or use another folder"
+        ) from error
 
 
 def check_regular(path: Path) -> None:

@@ -7,14 +7,13 @@ runs of other classes, on other machines too, may share a folder, and nothing st
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from utils.files import TEMPORARY_PREFIX, after_others, alone_with, check_regular, write_json
+from utils.files import TEMPORARY_PREFIX, after_others, alone_with, check_regular, remove, write_json
 from utils.metrics import METRICS
 from utils.schema import check_fields
 
@@ -196,9 +195,8 @@ def check_results_folder(folder: Path, class_folders: Sequence[Path]) -> None:
 def remove_class(folder: Path, name: str) -> None:
     """Remove what runs have left of a class in a results folder, but for results.json and the tables."""
     for sub, suffix in CLASS_FILES.items():
-        (folder / sub / f"{name}{suffix}").unlink(missing_ok=True)
-    with suppress(FileNotFoundError):
-        shutil.rmtree(folder / PICTURES / name)
+        remove(folder / sub / f"{name}{suffix}")
+    remove(folder / PICTURES / name)
 
 
 @contextmanager
