@@ -287,8 +287,14 @@ class Judge:
 def load_for_model(reader: PartReader, image_size: int, part: Part) -> Sample:
     """A part as the model takes it; runs in the loader's workers. Raises SampleFileError."""
     from dataset import load_sample
+    from utils.image_files import SampleFileError
+    from utils.plausibility import too_few_points
 
-    return load_sample(*reader.model_view(part), image_size)
+    rgb, cloud = reader.model_view(part)
+    sample = load_sample(rgb, cloud, image_size)
+    if (reason := too_few_points(cloud, len(sample.points))) is not None:
+        raise SampleFileError(part.xyz, reason, "is the part there, and the cloud whole?")
+    return sample
 
 
 def write_report(args: argparse.Namespace, model: M3DM, output: Output) -> None:

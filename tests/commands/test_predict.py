@@ -3,11 +3,13 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from tests.sensor_files import write_ply
 from tests.tiny_runs import VIT_S
 from utils.demo_data import DemoSettings, write_demo_data
 from utils.image_files import read_rgb, read_xyz, write_png, write_xyz
+from utils.plausibility import LEAST_POINTS
 from utils.preprocess.sample import crop_from_square, pad_to_square
 from utils.preprocessing import Parameters, preprocess_dataset
 from utils.structures import Score
@@ -159,12 +162,61 @@ def _far(path: Path) -> None:
     write_xyz(path, read_xyz(path) * np.float32(8))
 
 
-@pytest.mark.parametrize(("spoil", "message"), [(_empty, "no point"), (_far, "--unit m or --unit mm")])
+def _background_alone(path: Path) -> None:
+    cloud = read_xyz(path)
+    plane = cloud[:10].reshape(-1, 3)
+    cloud[...] = plane[plane.any(axis=1)].mean(axis=0)
+    cloud[..., :2] += np.random.default_rng(0).uniform(-0.1, 0.1, (*cloud.shape[:2], 2))
+    write_xyz(path, cloud)
+
+
+def _points_left(count: int) -> Callable[[Path], None]:
+    def spoil(path: Path) -> None:
+        cloud = read_xyz(path)
+        pixels = np.argwhere(cloud.all(axis=2))
+        kept = np.zeros(cloud.shape[:2], bool)
+        kept[tuple(np.random.default_rng(0).permutation(pixels)[:count].T)] = True
+        write_xyz(path, np.where(kept[..., None], cloud, np.float32(0)))
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_empty, "no point"),
+        (_far, "--unit m or --unit mm"),
+        (_background_alone, "shows no part (no points: "),
+        (_points_left(2), "shows no part (mostly scattered points: 2 points of no cluster kept"),
+        (_points_left(30), "shows no part (mostly scattered points: 30 points of no cluster kept"),
+    ],
+)
 def test_clouds_that_would_be_scored_wrongly_are_not_judged(work, tmp_path, capsys, spoil, message):
     shutil.copytree(work / "raw/rope/test/good", tmp_path / "good")
     spoil(tmp_path / "good/xyz/000.tiff")
     assert _predict(work, "--input", tmp_path) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 20, LEAST_POINTS - 1])
+def test_a_preprocessed_part_of_too_few_points_is_not_judged(work, tmp_path, capsys, count):
+    shutil.copytree(work / "ready/rope/test/good", tmp_path / "good")
+    _points_left(count)(tmp_path / "good/xyz/000.tiff")
+    assert _predict(work, "--input", tmp_path, "--preprocessed") == 1
+    shown = re.search(r"000.tiff: shows (\d+) points of the part, 128 are the least", capsys.readouterr().err)
+    assert int(shown[1]) <= count
+
+
+@pytest.mark.parametrize("form", ["raw", "ready"])
+@pytest.mark.parametrize(("unit", "scale"), [("m", 1000), ("mm", 1)])
+def test_a_part_in_another_unit_than_the_flag_says_is_not_judged(work, tmp_path, capsys, form, unit, scale):
+    shutil.copytree(work / form / "rope/test/good", tmp_path / "good")
+    xyz = tmp_path / "good/xyz/000.tiff"
+    write_xyz(xyz, read_xyz(xyz) * np.float32(scale))
+    flags = ["--unit", unit, *(["--preprocessed"] if form == "ready" else [])]
+    assert _predict(work, "--input", tmp_path, *flags) == 1
+    assert "where no part lies; is it in the unit that --unit says?" in capsys.readouterr().err
+    assert _predict(work, "--input", tmp_path, *flags, "--unit", "mm" if unit == "m" else "m") == 0
 
 
 @pytest.mark.parametrize(
