@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -136,6 +138,13 @@ def stamp(path: Path) -> str:
     except OSError:
         return ""
     return f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a file. Raises OSError also for a pipe or a device, which may never come to an end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return path.read_bytes()
 
 
 def write_text(path: str | Path, text: str) -> None:
