@@ -92,8 +92,8 @@ def _arrive(sources: list[Path], incoming: Path, start: int) -> int:
     chunk.mkdir()
     for i in range(start, end):
         xyz = sources[i % len(sources)]
-        (chunk / f"{i:06d}.tiff").hardlink_to(xyz)
-        (chunk / f"{i:06d}.png").hardlink_to(xyz.parents[1] / "rgb" / f"{xyz.stem}.png")
+        (chunk / f"{i:06d}.tiff").symlink_to(xyz)  # another hard link would change those that are there
+        (chunk / f"{i:06d}.png").symlink_to(xyz.parents[1] / "rgb" / f"{xyz.stem}.png")
     chunk.rename(incoming / f"{start:06d}")
     return end
 
