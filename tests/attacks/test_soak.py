@@ -22,6 +22,7 @@ import main
 from utils.demo_data import DemoSettings, write_demo_data
 from utils.preprocess.sample import Parameters
 from utils.preprocessing import preprocess_dataset
+from utils.verdict_folder import LOCK_NAME
 
 PARTS = int(os.environ.get("M3DM_SOAK_PARTS", "200"))
 CHUNK = max(1, min(50, PARTS // 20))  # parts that arrive at once
@@ -155,5 +156,5 @@ def _check_report(output: Path, sources: list[Path], tolerance: float) -> None:
     assert len({of_one[0] for of_one in scores.values()}) == len(sources)
     for kind in ("maps", "overlays", "clouds"):
         assert sum(path.is_file() for path in (output / kind).rglob("*")) == PARTS
-    assert not list(output.rglob(".*"))
+    assert [path.name for path in output.rglob(".*")] == [LOCK_NAME]
     assert (output / "report.html").stat().st_size > 0
