@@ -8,24 +8,35 @@ python predict.py --detector bagel.m3dm --watch FOLDER --output DIR     # until 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from utils.console import fail, one_line, print_anything
-from utils.files import alone_with, check_writable, naming, sweep_leftovers
+from utils.arrivals import Arrivals
+from utils.console import encodable, fail, one_line, print_anything, status_of
 from utils.flags import HelpFormatter, named_path, natural, positive, positive_float
 from utils.formats.organised import CloudOptions
 from utils.formats.parts import Part, parts_anywhere
 from utils.part_reader import PartReader, recorded_parameters
 from utils.resources import shortage_named
+from utils.signals import Terminated, ended_by_sigterm
+from utils.verdict_folder import (
+    COLUMNS,
+    KINDS,
+    PAGE_NAME,
+    TABLE_NAME,
+    Identity,
+    append_row,
+    check_apart,
+    identities,
+    output_alone,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,10 +49,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 PROGRAM = "predict.py"
-INTERRUPTED = 130
-LOCK_NAME = ".judging"
-KINDS = {"maps": ".tiff", "overlays": ".png", "clouds": ".ply"}  # what is written of a part, by folder
-COLUMNS = ("part", "score", "calibrated", "threshold", "verdict", "milliseconds", "problem")
+INTERRUPTED, TERMINATED = 130, 143
 GOOD, ANOMALOUS, NO_VERDICT = "good", "anomalous", "no threshold"
 MAP_PERCENTILES = (0.5, 99.9)  # of a map, for colors, where there is no calibration
 
@@ -110,8 +118,10 @@ def main(argv: list[str] | None = None) -> int:
     if problem := find_contradiction(args):
         parser.error(problem)
     try:
-        with shortage_named():
+        with ended_by_sigterm(), shortage_named():
             return run(args)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         return fail(PROGRAM, f"error: {error}", 1)
     except MemoryError as error:
@@ -119,6 +129,8 @@ def main(argv: list[str] | None = None) -> int:
         return fail(PROGRAM, f"error: out of memory ({error}); {remedy}", 1)
     except KeyboardInterrupt:
         return fail(PROGRAM, "interrupted", INTERRUPTED)
+    except Terminated:
+        return fail(PROGRAM, "terminated", TERMINATED)
 
 
 def find_contradiction(args: argparse.Namespace) -> str | None:
@@ -136,20 +148,10 @@ def run(args: argparse.Namespace) -> int:
     for folder in (args.input, args.watch):
         if folder is not None and not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder")
+        if folder is not None and args.output is not None:
+            check_apart(folder, args.output)
     with output_alone(args.output) if args.output is not None else nullcontext():
         return judge_with(load_model(args), args)
-
-
-@contextmanager
-def output_alone(folder: Path) -> Iterator[None]:
-    """Have the folder while the block runs, without what a killed run left half written. Raises OSError."""
-    check_writable(folder, "--output")
-    problem = f"--output {folder}: another run is writing there; wait for it to end, or use another folder"
-    with alone_with(folder / LOCK_NAME, problem):
-        sweep_leftovers(folder, deep=False)
-        for kind in KINDS:
-            sweep_leftovers(folder / kind)
-        yield
 
 
 def load_model(args: argparse.Namespace) -> M3DM:
@@ -185,7 +187,7 @@ def judge_with(model: M3DM, args: argparse.Namespace) -> int:
         print(f"warning: {calibration.warning()}", file=sys.stderr)
     judge = Judge(model, reader, Output(args.output, reader, calibration, args.view))
     status = watch(args.watch, judge, args.poll_seconds) if args.watch is not None else judge_all(args, judge)
-    if args.output is not None:
+    if judge.output.begun:
         write_report(args, model, judge.output)
     return status
 
@@ -211,7 +213,7 @@ def judge_all(args: argparse.Namespace, judge: Judge) -> int:
         return judge.run([Part(args.xyz.stem, PurePosixPath(), args.xyz, args.rgb)])
     found = parts_anywhere(args.input)
     for problem in found.problems:
-        print(f"left out: {problem}", file=sys.stderr)
+        print(one_line(f"left out: {problem}"), file=sys.stderr)
     if not found.parts:
         raise FileNotFoundError(
             f"--input {args.input}: no part in it; images and clouds of one name make a part"
@@ -220,38 +222,25 @@ def judge_all(args: argparse.Namespace, judge: Judge) -> int:
 
 
 def watch(folder: Path, judge: Judge, poll_seconds: float) -> int:
-    """Judge each part that arrives, once its files have stopped changing, until Ctrl-C; one that changes, again."""
+    """Judge each part that arrives, once its files have stopped changing, until Ctrl-C or SIGTERM; a changed one again.
+
+    Returns the exit status.
+    """
     print(f"watching {folder}; Ctrl-C ends", flush=True)
-    status, done, before = 0, dict[str, State](), dict[str, State]()
+    status, arrivals = 0, Arrivals(folder)
     try:
-        while True:
-            found = {part.name: (part, _state(part)) for part in parts_anywhere(folder).parts}
-            ready = [
-                part
-                for name, (part, state) in found.items()
-                if state is not None and state == before.get(name) and state != done.get(name)
-            ]
-            if ready:
-                status = max(status, judge.run(ready))
-            done |= {part.name: before[part.name] for part in ready}
-            before = {name: state for name, (_, state) in found.items() if state is not None}
-            time.sleep(poll_seconds)
+        with ended_by_sigterm():
+            while True:
+                look = arrivals.look()
+                for line in look.news:
+                    print(one_line(line), file=sys.stderr, flush=True)
+                if look.ready:
+                    status = max(status, judge.run(look.ready, look.present))
+                time.sleep(poll_seconds)
     except KeyboardInterrupt:
-        return status
-
-
-State = tuple[tuple[int, int], ...]  # size and time of a part's files
-
-
-def _state(part: Part) -> State | None:
-    """What the files of a part look like from outside; None when one is empty or gone again."""
-    try:
-        stats = [path.stat() for path in (part.xyz, part.rgb) if path is not None]
-    except OSError:
-        return None
-    return (
-        tuple((stat.st_size, stat.st_mtime_ns) for stat in stats) if all(s.st_size for s in stats) else None
-    )
+        return max(status, int(bool(arrivals.left_out)))
+    except Terminated:
+        return TERMINATED
 
 
 @dataclass
@@ -262,33 +251,40 @@ class Judge:
     reader: PartReader
     output: Output
 
-    def run(self, parts: list[Part]) -> int:
-        """Judge the parts, one line each; 1 when one could not be judged."""
+    def run(self, parts: list[Part], present: list[Part] | None = None) -> int:
+        """Judge the parts, one line each; 1 when one could not be judged. present: all whose files are to stay."""
         from utils.observer import Observer
 
-        problems: dict[str, str] = {}
+        self.output.keep(parts if present is None else present)
+        problems = {part.name: problem for part in parts if (problem := self.output.find_conflict(part))}
 
         class Collecting(Observer):
             def left_out(self, sample: str, reason: str) -> None:
                 problems[sample] = reason
 
         self.model.observer = Collecting()
+        for part in parts:
+            if part.name in problems:
+                self.output.take(part, None, 0, problems[part.name])
+        others = [part for part in parts if part.name not in problems]
         load = partial(load_for_model, self.reader, self.model.settings.img_size)
-        for part, score, milliseconds in _timed(parts, self.model.predict_all(parts, "", load)):
-            if score is not None:
-                try:
-                    self.output.write_files(part, score)
-                except ValueError as error:  # the file has changed since it was scored
-                    problems[part.name], score = str(error), None
-            self.output.tell(part, score, milliseconds, problems.get(part.name, ""))
+        for part, score, milliseconds in _timed(others, self.model.predict_all(others, "", load)):
+            if problem := self.output.take(part, score, milliseconds, problems.get(part.name, "")):
+                problems[part.name] = problem
         return int(bool(problems))
 
 
 def load_for_model(reader: PartReader, image_size: int, part: Part) -> Sample:
     """A part as the model takes it; runs in the loader's workers. Raises SampleFileError."""
     from dataset import load_sample
+    from utils.image_files import SampleFileError
+    from utils.plausibility import too_few_points
 
-    return load_sample(*reader.model_view(part), image_size)
+    rgb, cloud = reader.model_view(part)
+    sample = load_sample(rgb, cloud, image_size)
+    if (reason := too_few_points(cloud, len(sample.points))) is not None:
+        raise SampleFileError(part.xyz, reason, "is the part there, and the cloud whole?")
+    return sample
 
 
 def write_report(args: argparse.Namespace, model: M3DM, output: Output) -> None:
@@ -300,7 +296,7 @@ def write_report(args: argparse.Namespace, model: M3DM, output: Output) -> None:
     about = {
         "Settings of the detector": {**settings, **settings.pop("quirks")},
         "Run and weights": {
-            "detector": args.detector,
+            "detector": encodable(str(args.detector)),
             "device": model.device,
             **model.weights,
             **model.counts_,
@@ -310,7 +306,7 @@ def write_report(args: argparse.Namespace, model: M3DM, output: Output) -> None:
     calibration = model.calibration_
     path = write_parts_report(
         args.output,
-        args.detector.name,
+        one_line(args.detector.name),
         about,
         calibration.thresholds if calibration else None,
         calibration.image_scores if calibration else [],
@@ -329,29 +325,52 @@ class Output:
     reader: PartReader
     calibration: Calibration | None
     view: bool
-    parts: dict[str, Part] = field(default_factory=dict)  # those that have their files, by name
+    begun: bool = False  # whether the report has a row of this run
+    parts: dict[str, Part] = field(default_factory=dict)  # those with pictures, by their name in the report
+    _kept: set[Identity] = field(default_factory=set)
 
-    def __post_init__(self) -> None:
-        if self.folder is not None:
-            (self.folder / "report.html").unlink(missing_ok=True)  # of an earlier run, and so of other parts
-            self._write_row(COLUMNS, "w")
+    def keep(self, parts: Iterable[Part]) -> None:
+        """From now on the files of these parts, and of no others, are neither replaced nor removed."""
+        paths = (path for part in parts for path in (part.xyz, part.rgb) if path is not None)
+        self._kept = {identity for path in paths for identity in identities(path)}
 
-    def tell(self, part: Part, score: Score | None, milliseconds: float, problem: str) -> None:
-        """Add the part to the report, and print its line: what is on the screen is in the report."""
-        row = self._row(part, score, milliseconds, problem)
-        if self.folder is not None:
-            self._write_row([row[column] for column in COLUMNS], "a")
+    def find_conflict(self, part: Part) -> str | None:
+        """What of a part's pictures would replace a file that is to stay, in words; None if nothing does."""
+        for path in self._files(part):
+            if self._is_kept(path):
+                return f"{path}: is the file of a part, and would be replaced; name another --output"
+        return None
+
+    def take(self, part: Part, score: Score | None, milliseconds: float, problem: str) -> str:
+        """Write what is to be seen of a part, and its row in the report, then print its line: what is on the screen is
+        in the report. Returns why it was not judged, "" if it was.
+        """
+        try:
+            if score is not None:
+                try:
+                    self.write_files(part, score)
+                except ValueError as error:  # the file has changed since it was scored
+                    score, problem = None, str(error)
+            if score is None:
+                self._remove_files(part)
+            self._write_row(self._row(part, score, milliseconds, problem))
+        except BaseException:
+            self._remove_files(part)  # there are no pictures of a part that the report does not have
+            raise
         if score is None:
-            self._remove_files(part)
             print(one_line(f"{part.name}: not judged: {problem}"), file=sys.stderr, flush=True)
         else:
             print(one_line(f"{part.name}: {self._in_words(score)}, {milliseconds:.0f} ms"), flush=True)
+        return problem
 
-    def _write_row(self, row: Iterable[object], mode: str) -> None:
-        assert self.folder is not None
-        path = self.folder / "report.csv"
-        with naming(path), path.open(mode, newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(row)
+    def _write_row(self, row: Mapping[str, object]) -> None:
+        if self.folder is None:
+            return
+        if not self.begun:
+            (self.folder / PAGE_NAME).unlink(missing_ok=True)  # of an earlier run, and so of other parts
+            append_row(self.folder / TABLE_NAME, COLUMNS, "wb")
+            self.begun = True
+        append_row(self.folder / TABLE_NAME, [row[column] for column in COLUMNS])
 
     def write_files(self, part: Part, score: Score) -> None:
         """The map, the overlay and the colored cloud, all in the geometry of the camera's own image."""
@@ -372,9 +391,9 @@ class Output:
             picture = overlay(seen.rgb, anomaly_map, limits, threshold)
             write_png(self._file(part, "overlays"), picture)
             write_colored_cloud(self._file(part, "clouds"), seen.cloud, colors)
-            self.parts[part.name] = part
+            self.parts[encodable(part.name)] = part
         if self.view:
-            show_cloud(part.name, seen.cloud, colors)
+            show_cloud(one_line(part.name), seen.cloud, colors)
 
     def picture_of(self, name: str) -> str | None:
         """A part's picture for the report; None where its files are not there, or not any more."""
@@ -414,12 +433,18 @@ class Output:
         assert self.folder is not None
         return self.folder / kind / part.folder / f"{part.stem}{KINDS[kind]}"
 
+    def _files(self, part: Part) -> list[Path]:
+        return [] if self.folder is None else [self._file(part, kind) for kind in KINDS]
+
+    def _is_kept(self, path: Path) -> bool:
+        return not self._kept.isdisjoint(identities(path)[:1])
+
     def _remove_files(self, part: Part) -> None:
         """Those that an earlier run left: of a part that is not judged there is nothing to see."""
-        if self.folder is not None:
-            for kind in KINDS:
-                self._file(part, kind).unlink(missing_ok=True)
-            self.parts.pop(part.name, None)
+        for path in self._files(part):
+            if not self._is_kept(path):
+                path.unlink(missing_ok=True)
+        self.parts.pop(encodable(part.name), None)
 
     def _row(self, part: Part, score: Score | None, milliseconds: float, problem: str) -> dict[str, Any]:
         row: dict[str, Any] = dict.fromkeys(COLUMNS, "")
@@ -464,4 +489,4 @@ def _timed(parts: list[Part], scores: Iterable[Score | None]) -> Iterator[tuple[
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(PROGRAM, main))

@@ -35,7 +35,7 @@ from utils.check.classes import across_classes, class_findings, equal_files, sha
 from utils.check.findings import Finding, Group, grouped
 from utils.check.sample import Job, check_sample
 from utils.check.tree import PUBLIC_CLASSES, SPLITS, class_folders, list_tree
-from utils.console import one_line, print_anything
+from utils.console import one_line, print_anything, status_of
 from utils.flags import named_path, positive
 from utils.plausibility import Unit
 from utils.preprocess.workers import run_jobs
@@ -230,4 +230,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of("check_dataset.py", main))

@@ -7,8 +7,11 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+NOBODY_READS = 128 + 13  # what a shell makes of SIGPIPE
 
 
 def print_anything() -> None:
@@ -34,7 +37,32 @@ def fail(program: str, message: str, status: int) -> int:
     return status
 
 
+def status_of(program: str, command: Callable[[], int]) -> int:
+    """The exit status of a command, also where its output gets nowhere.
+
+    Quietly NOBODY_READS when the reader of a pipe has gone, as head does; one line and 1 on a full disk.
+    """
+    status = 0
+    try:
+        status = command()
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        status = NOBODY_READS
+    except OSError as error:
+        status = status or fail(program, f"error: can't print ({error.strerror})", 1)
+    nowhere = os.open(
+        os.devnull, os.O_WRONLY
+    )  # for what is left in the buffer, which Python writes at its end
+    os.dup2(nowhere, sys.stdout.fileno())
+    return status
+
+
+def encodable(text: str) -> str:
+    """`text` with the bytes of file names that were no UTF-8 as escapes, so that it can be written as UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def one_line(text: str) -> str:
     """`text` in one line of printable characters: file names may hold anything but '/' and NUL."""
-    known = text.encode("utf-8", "backslashreplace").decode("utf-8")  # bytes that were no UTF-8
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in known)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in encodable(text))

@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from utils.console import print_anything
+from utils.console import print_anything, status_of
 from utils.files import alone_with, sweep_leftovers
 from utils.flags import HelpFormatter, finite_float, named_path, positive, positive_float
 from utils.formats.cameras import Camera, CameraError, PinholeCamera, read_camera
@@ -110,6 +110,8 @@ def main(argv: list[str] | None = None) -> int:
         outcomes = _convert_all(found.parts, args, options)
     except FlagError as error:
         parser.error(str(error))
+    except BrokenPipeError:
+        raise
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -230,4 +232,4 @@ def _folder_name(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of("convert.py", main))

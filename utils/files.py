@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -153,9 +155,16 @@ def remove(path: Path) -> None:
 
 
 def check_regular(path: Path) -> None:
-    """Raises OSError for what is there and no regular file: a pipe would be waited for, a device never ends."""
+    """Raises OSError for what stands where a file is to be written, and is no regular file."""
     if path.exists() and not path.is_file():
         raise OSError(f"{path}: is no regular file; remove it")
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a file. Raises OSError also for a pipe or a device, which may never come to an end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return path.read_bytes()
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -13,8 +13,9 @@ from utils.formats.images import read_image
 from utils.formats.organised import CloudOptions, in_metres
 from utils.formats.parts import Part
 from utils.image_files import SampleFileError, read_xyz
-from utils.plausibility import Unit, guess_unit, looks_preprocessed, looks_raw
-from utils.preprocess.sample import Parameters, crop_from_square, preprocess_sample
+from utils.plausibility import Unit, guess_unit, implausible_distance, looks_preprocessed, looks_raw
+from utils.preprocess.driver import UNUSABLE
+from utils.preprocess.sample import Parameters, Report, crop_from_square, preprocess_sample
 from utils.preprocess.sample import in_metres as cloud_in_metres
 from utils.schema import check_fields
 
@@ -44,6 +45,8 @@ class PartReader:
         """The part as the camera saw it. Raises SampleFileError."""
         image = None if part.rgb is None else read_image(part.rgb)
         cloud, colors = self._cloud(part.xyz, None if image is None else image.shape[1::-1])
+        if (reason := implausible_distance(cloud)) is not None:
+            raise SampleFileError(part.xyz, reason, "is it in the unit that --unit says?")
         image = colors if image is None else image
         if image is None:
             raise SampleFileError(
@@ -69,8 +72,10 @@ class PartReader:
             return view.rgb, view.cloud
         if looks_preprocessed(view.cloud):
             raise SampleFileError(part.xyz, "looks preprocessed already", "add --preprocessed")
-        rng = np.random.default_rng([self.parameters.seed, *part.name.encode()])
-        cloud, rgb, _ = preprocess_sample(view.cloud, view.rgb, self.parameters, rng)
+        name = part.name.encode("utf-8", "surrogateescape")  # file names need be no UTF-8
+        rng = np.random.default_rng([self.parameters.seed, *name])
+        cloud, rgb, report = preprocess_sample(view.cloud, view.rgb, self.parameters, rng)
+        _check_seen(part.xyz, report)
         return rgb, cloud
 
     def in_camera(self, square: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -97,6 +102,15 @@ def recorded_parameters(preprocessing: dict[str, Any] | None) -> Parameters | No
     values = {name: preprocessing[name] for name in hints}
     check_fields(values, hints)
     return Parameters(**values)
+
+
+def _check_seen(path: Path, report: Report) -> None:
+    """Raises SampleFileError when nothing is left that could be the part; so little would be called good."""
+    found = [f"{kind}: {detail}" for kind, detail in report.odd.items() if kind in UNUSABLE]
+    if found:
+        raise SampleFileError(
+            path, f"shows no part ({'; '.join(found)})", "is the part there, with a plane behind it?"
+        )
 
 
 def _told_unit(path: Path, cloud: np.ndarray) -> Unit:

@@ -16,6 +16,9 @@ Unit = Literal["m", "mm"]
 # Median distance of the points from the sensor, in the cloud's own unit: MVTec 3D-AD has 0.66 m, Eyecandies 0.23 m.
 MILLIMETRES_FROM = 10.0  # above it millimetres: no sensor of parts stands 10 m away
 METRES_TO = 3.0  # below it metres: no sensor measures at 3 mm
+MILLIMETRES_A_METRE = 1000.0
+
+LEAST_POINTS = 128  # of a part that is judged: one group of Point-MAE
 
 BORDER_PIXELS = 10  # width of the border strips in which preprocessing looks for the background plane
 BORDER_SHARE_OF_SIDE = 20  # strips take at most 1/20 of a side: in small images 10 pixels reach the part
@@ -85,6 +88,24 @@ def unit_of_distance(distance: float) -> Unit:
     raise ValueError(
         f"the unit can't be told from a median distance of {distance:.3g}: say it with --unit m or --unit mm"
     )
+
+
+def implausible_distance(cloud: np.ndarray) -> str | None:
+    """Why the points of a cloud (H, W, 3) can't be in metres, whatever was said of their unit, or None."""
+    distances = point_distances(cloud)
+    median = float(np.median(distances)) if len(distances) else METRES_TO
+    if METRES_TO / MILLIMETRES_A_METRE < median <= MILLIMETRES_FROM:
+        return None
+    return f"has its points {median:.3g} m from the sensor, where no part lies"
+
+
+def too_few_points(cloud: np.ndarray, seen: int) -> str | None:
+    """Why a cloud (H, W, 3) of which a model sees `seen` points shows too little of a part for a verdict, or None.
+
+    A small cloud that is enlarged for the model has more points then, but shows no more of the part.
+    """
+    count = min(int(np.count_nonzero(measured_points(cloud))), seen)
+    return f"shows {count} points of the part, {LEAST_POINTS} are the least" if count < LEAST_POINTS else None
 
 
 def looks_preprocessed(cloud: np.ndarray) -> bool:

@@ -13,7 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from utils.files import TEMPORARY_PREFIX, after_others, alone_with, check_regular, remove, write_json
+from utils.files import (
+    TEMPORARY_PREFIX,
+    after_others,
+    alone_with,
+    check_regular,
+    read_regular,
+    remove,
+    write_json,
+)
 from utils.metrics import METRICS
 from utils.schema import check_fields
 
@@ -66,10 +74,9 @@ class ClassRecord:
     def read(cls, path: Path) -> ClassRecord | None:
         """None where there is no such file, or it is none of ours: then the class is not done."""
         try:
-            check_regular(path)
             if path.stat().st_size > LARGEST_RECORD:
                 return None
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(read_regular(path).decode("utf-8"))
             check_fields(values, RECORD_FIELDS)
             if values["result"] is not None:
                 check_fields(values["result"], RESULT_FIELDS)

@@ -22,6 +22,7 @@ import main
 from utils.demo_data import DemoSettings, write_demo_data
 from utils.preprocess.sample import Parameters
 from utils.preprocessing import preprocess_dataset
+from utils.verdict_folder import LOCK_NAME
 
 PARTS = int(os.environ.get("M3DM_SOAK_PARTS", "200"))
 CHUNK = max(1, min(50, PARTS // 20))  # parts that arrive at once
@@ -91,8 +92,8 @@ def _arrive(sources: list[Path], incoming: Path, start: int) -> int:
     chunk.mkdir()
     for i in range(start, end):
         xyz = sources[i % len(sources)]
-        (chunk / f"{i:06d}.tiff").hardlink_to(xyz)
-        (chunk / f"{i:06d}.png").hardlink_to(xyz.parents[1] / "rgb" / f"{xyz.stem}.png")
+        (chunk / f"{i:06d}.tiff").symlink_to(xyz)  # another hard link would change those that are there
+        (chunk / f"{i:06d}.png").symlink_to(xyz.parents[1] / "rgb" / f"{xyz.stem}.png")
     chunk.rename(incoming / f"{start:06d}")
     return end
 
@@ -154,5 +155,5 @@ def _check_report(output: Path, sources: list[Path], tolerance: float) -> None:
     assert len({of_one[0] for of_one in scores.values()}) == len(sources)
     for kind in ("maps", "overlays", "clouds"):
         assert sum(path.is_file() for path in (output / kind).rglob("*")) == PARTS
-    assert not list(output.rglob(".*"))
+    assert [path.name for path in output.rglob(".*")] == [LOCK_NAME]
     assert (output / "report.html").stat().st_size > 0

@@ -3,11 +3,13 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +25,11 @@ from tests.sensor_files import write_ply
 from tests.tiny_runs import VIT_S
 from utils.demo_data import DemoSettings, write_demo_data
 from utils.image_files import read_rgb, read_xyz, write_png, write_xyz
+from utils.plausibility import LEAST_POINTS
 from utils.preprocess.sample import crop_from_square, pad_to_square
 from utils.preprocessing import Parameters, preprocess_dataset
 from utils.structures import Score
+from utils.verdict_folder import KINDS, LOCK_NAME, append_row
 
 ROOT = Path(__file__).parents[2]
 TINY = "--img_size 64 --num_group 32 --group_size 8 --f_coreset 0.3 --device cpu --num_workers 0".split()
@@ -159,12 +163,61 @@ def _far(path: Path) -> None:
     write_xyz(path, read_xyz(path) * np.float32(8))
 
 
-@pytest.mark.parametrize(("spoil", "message"), [(_empty, "no point"), (_far, "--unit m or --unit mm")])
+def _background_alone(path: Path) -> None:
+    cloud = read_xyz(path)
+    plane = cloud[:10].reshape(-1, 3)
+    cloud[...] = plane[plane.any(axis=1)].mean(axis=0)
+    cloud[..., :2] += np.random.default_rng(0).uniform(-0.1, 0.1, (*cloud.shape[:2], 2))
+    write_xyz(path, cloud)
+
+
+def _points_left(count: int) -> Callable[[Path], None]:
+    def spoil(path: Path) -> None:
+        cloud = read_xyz(path)
+        pixels = np.argwhere(cloud.all(axis=2))
+        kept = np.zeros(cloud.shape[:2], bool)
+        kept[tuple(np.random.default_rng(0).permutation(pixels)[:count].T)] = True
+        write_xyz(path, np.where(kept[..., None], cloud, np.float32(0)))
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_empty, "no point"),
+        (_far, "--unit m or --unit mm"),
+        (_background_alone, "shows no part (no points: "),
+        (_points_left(2), "shows no part (mostly scattered points: 2 points of no cluster kept"),
+        (_points_left(30), "shows no part (mostly scattered points: 30 points of no cluster kept"),
+    ],
+)
 def test_clouds_that_would_be_scored_wrongly_are_not_judged(work, tmp_path, capsys, spoil, message):
     shutil.copytree(work / "raw/rope/test/good", tmp_path / "good")
     spoil(tmp_path / "good/xyz/000.tiff")
     assert _predict(work, "--input", tmp_path) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 20, LEAST_POINTS - 1])
+def test_a_preprocessed_part_of_too_few_points_is_not_judged(work, tmp_path, capsys, count):
+    shutil.copytree(work / "ready/rope/test/good", tmp_path / "good")
+    _points_left(count)(tmp_path / "good/xyz/000.tiff")
+    assert _predict(work, "--input", tmp_path, "--preprocessed") == 1
+    shown = re.search(r"000.tiff: shows (\d+) points of the part, 128 are the least", capsys.readouterr().err)
+    assert int(shown[1]) <= count
+
+
+@pytest.mark.parametrize("form", ["raw", "ready"])
+@pytest.mark.parametrize(("unit", "scale"), [("m", 1000), ("mm", 1)])
+def test_a_part_in_another_unit_than_the_flag_says_is_not_judged(work, tmp_path, capsys, form, unit, scale):
+    shutil.copytree(work / form / "rope/test/good", tmp_path / "good")
+    xyz = tmp_path / "good/xyz/000.tiff"
+    write_xyz(xyz, read_xyz(xyz) * np.float32(scale))
+    flags = ["--unit", unit, *(["--preprocessed"] if form == "ready" else [])]
+    assert _predict(work, "--input", tmp_path, *flags) == 1
+    assert "where no part lies; is it in the unit that --unit says?" in capsys.readouterr().err
+    assert _predict(work, "--input", tmp_path, *flags, "--unit", "mm" if unit == "m" else "m") == 0
 
 
 @pytest.mark.parametrize(
@@ -239,7 +292,114 @@ def test_watch_judges_what_arrives_and_waits_for_files_that_grow(work, tmp_path)
         process.kill()
         process.stdout.close()
     assert set(_report(out)) == {"first", "second"}
-    assert [path.name for path in out.rglob(".*")] == [predict.LOCK_NAME]
+    assert [path.name for path in out.rglob(".*")] == [LOCK_NAME]
+
+
+def _part_in(folder: Path, work: Path, stem: str = "000") -> Path:
+    """A folder with one good raw part in it."""
+    source = work / "raw/rope/test/good"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source / "rgb/000.png", folder / f"{stem}.png")
+    shutil.copy(source / "xyz/000.tiff", folder / f"{stem}.tiff")
+    return folder
+
+
+def test_watch_ended_by_sigterm_leaves_its_report(work, tmp_path, monkeypatch):
+    looks = iter(range(10))
+    monkeypatch.setattr(
+        predict.time, "sleep", lambda _: next(looks) < 2 or os.kill(os.getpid(), signal.SIGTERM)
+    )
+    assert _predict(work, "--watch", _part_in(tmp_path / "in", work), "--output", tmp_path / "out") == 143
+    assert list(_report(tmp_path / "out")) == ["000"]
+    assert (tmp_path / "out/report.html").is_file()
+
+
+class TestOutput:
+    @pytest.mark.parametrize("flag", ["--input", "--watch"])
+    @pytest.mark.parametrize(
+        ("parts", "output"), [("a", "a"), ("a", "a/out"), ("a/clouds", "a"), ("a", "link/out")]
+    )
+    def test_a_folder_that_overlaps_with_the_parts_is_refused(
+        self, work, tmp_path, capsys, flag, parts, output
+    ):
+        _part_in(tmp_path / parts, work)
+        (tmp_path / "link").symlink_to(tmp_path / "a")
+        before = sorted(tmp_path.rglob("*"))
+        assert _predict(work, flag, tmp_path / parts, "--output", tmp_path / output) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "overlaps with the parts' folder" in line
+        assert sorted(tmp_path.rglob("*")) == before
+
+    @pytest.mark.parametrize("name", ["report.csv", "report.html", "maps/000.tiff", "clouds/other.ply"])
+    def test_a_folder_with_files_that_we_did_not_write_is_refused(self, work, tmp_path, capsys, name):
+        theirs = tmp_path / "out" / name
+        theirs.parent.mkdir(parents=True)
+        theirs.write_text("theirs")
+        for _ in range(2):
+            assert (
+                _predict(work, "--input", _part_in(tmp_path / "in", work), "--output", tmp_path / "out") == 1
+            )
+            assert "was not written by predict.py" in capsys.readouterr().err
+        assert theirs.read_text() == "theirs"
+
+    @pytest.mark.parametrize("kind", ["maps", "clouds"])
+    def test_a_part_s_own_file_is_never_replaced_or_removed(self, work, tmp_path, capsys, kind):
+        source, out = _part_in(tmp_path / "in", work), tmp_path / "out"
+        assert _predict(work, "--input", source, "--output", out) == 0
+        xyz = out / kind / f"000{KINDS[kind]}"
+        if kind == "maps":
+            shutil.copy(source / "000.tiff", xyz)
+        else:
+            write_ply(xyz, read_xyz(source / "000.tiff"))
+        content = xyz.read_bytes()
+        assert _predict(work, "--rgb", source / "000.png", "--xyz", xyz, "--output", out) == 1
+        assert "is the file of a part, and would be replaced" in capsys.readouterr().err
+        assert xyz.read_bytes() == content
+
+    def test_an_earlier_report_stays_until_there_is_a_new_row(self, work, tmp_path):
+        out = tmp_path / "out"
+        assert _predict(work, "--input", _part_in(tmp_path / "in", work), "--output", out) == 0
+        before = {name: (out / name).read_bytes() for name in ("report.csv", "report.html")}
+        (tmp_path / "empty").mkdir()
+        assert _predict(work, "--input", tmp_path / "empty", "--output", out) == 1
+        assert {name: (out / name).read_bytes() for name in before} == before
+        assert _predict(work, "--input", _part_in(tmp_path / "other", work, "111"), "--output", out) == 0
+        assert list(_report(out)) == ["111"]
+
+    def test_a_part_without_a_row_has_no_pictures(self, work, tmp_path, monkeypatch):
+        def full(path, row, mode="ab"):
+            if mode == "ab":
+                raise OSError("No space left on device")
+            append_row(path, row, mode)
+
+        monkeypatch.setattr(predict, "append_row", full)
+        assert _predict(work, "--input", _part_in(tmp_path / "in", work), "--output", tmp_path / "out") == 1
+        files = [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()]
+        assert sorted(files) == [LOCK_NAME, "report.csv"]
+
+    @pytest.mark.skipif(os.name != "posix", reason="a full disk is made with a limit of file sizes")
+    def test_a_row_that_does_not_fit_leaves_no_piece(self, tmp_path):
+        import resource
+
+        path = tmp_path / "report.csv"
+        append_row(path, ["a", 1], "wb")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+        try:
+            with pytest.raises(OSError, match=r"report.csv: can't be written"):
+                append_row(path, ["b", 12345678])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert path.read_bytes() == b"a,1\r\n"
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+    def test_a_name_that_is_no_utf_8_is_shown_with_escapes(self, work, tmp_path, capsys):
+        source = _part_in(tmp_path / "in", work, os.fsdecode(b"M\xfcller"))
+        _part_in(source, work, "other")
+        assert _predict(work, "--input", source, "--output", tmp_path / "out") == 0
+        assert "M\\udcfcller: " in capsys.readouterr().out
+        assert set(_report(tmp_path / "out")) == {"M\\udcfcller", "other"}
+        assert (tmp_path / "out/report.html").read_text(encoding="utf-8").count("<img") == 2
 
 
 class TestRules:

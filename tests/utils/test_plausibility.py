@@ -10,11 +10,14 @@ import pytest
 
 from utils.image_files import read_rgb, read_xyz
 from utils.plausibility import (
+    LEAST_POINTS,
     guess_unit,
+    implausible_distance,
     looks_preprocessed,
     looks_raw,
     measured_points,
     silhouette_disagreement,
+    too_few_points,
 )
 from utils.preprocess.sample import Parameters, preprocess_sample
 
@@ -50,6 +53,23 @@ def test_unit_is_that_of_the_median_point_of_all_clouds() -> None:
     few, many = np.zeros((SIDE, SIDE), dtype=bool), np.ones((SIDE, SIDE), dtype=bool)
     few[0, :3] = True
     assert guess_unit([_cloud(few, 5.0), _cloud(many)]) == "m"
+
+
+@pytest.mark.parametrize(("scale", "plausible"), [(1e-3, False), (0.02, True), (1, True), (1000, False)])
+def test_no_part_lies_at_the_lens_or_far_away(scale: float, plausible: bool) -> None:
+    assert (implausible_distance(_cloud(_part()) * np.float32(scale)) is None) == plausible
+
+
+def test_a_cloud_without_a_point_has_no_implausible_distance() -> None:
+    assert implausible_distance(np.zeros((4, 4, 3), np.float32)) is None
+
+
+def test_points_that_enlarging_has_doubled_do_not_count() -> None:
+    few = np.arange(SIDE * SIDE).reshape(SIDE, SIDE) < LEAST_POINTS
+    assert too_few_points(_cloud(few), LEAST_POINTS) is None
+    assert too_few_points(_cloud(few), LEAST_POINTS - 1) == "shows 127 points of the part, 128 are the least"
+    few[0, 0] = False
+    assert too_few_points(_cloud(few), 10 * LEAST_POINTS) is not None
 
 
 def test_clouds_of_both_units_are_an_error() -> None:

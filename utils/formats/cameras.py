@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from utils.files import in_short
+from utils.files import in_short, read_regular
 from utils.image_files import SampleFileError
 
 LONGEST_FILE = 100_000  # bytes; a calibration has a few hundred
@@ -160,7 +160,7 @@ def pixel_directions(camera: Camera, width: int, height: int) -> tuple[np.ndarra
 def _read_object(path: Path) -> dict[str, Any]:
     if path.stat().st_size > LONGEST_FILE:
         raise CameraError(f"{path.stat().st_size} bytes are too many")
-    values = json.loads(path.read_text(encoding="utf-8-sig"))
+    values = json.loads(read_regular(path).decode("utf-8-sig"))
     if not isinstance(values, dict):
         raise CameraError("it holds no object of keys and numbers")
     return values

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from utils.files import in_short
+from utils.files import in_short, read_regular
 from utils.formats.grids import read_depth_png, read_npy, read_npz, read_tiff
 from utils.formats.organised import CloudOptions, FormatError, StoredCloud, in_metres
 from utils.formats.pcd import read_pcd
@@ -111,6 +111,6 @@ def _content(path: Path) -> bytes:
     try:
         if (size := path.stat().st_size) > MAX_FILE_BYTES:
             raise SampleFileError(path, f"has {size} bytes, too many for a cloud", "export it again")
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise SampleFileError(path, f"can't be read ({error.strerror})", "check its name") from error

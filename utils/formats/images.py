@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from utils.files import in_short
+from utils.files import in_short, read_regular
 from utils.formats.organised import FormatError, check_pixels
 from utils.image_files import PNG_HEADER_BYTES, PNG_SIGNATURE, SampleFileError, check_png_pixels
 
@@ -79,7 +79,7 @@ def load_mask(path: Path) -> LoadedImage:
 def _open_upright(path: Path, lossless: bool = False) -> tuple[Image.Image, list[str], bool]:
     """The decoded image, notes on it, and whether EXIF swapped its sides."""
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise SampleFileError(path, f"can't be read ({error.strerror})", "check its name") from error
     try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections import defaultdict
 from collections.abc import Container
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from utils.formats.clouds import CLOUD_FORMATS
 from utils.formats.images import IMAGE_SUFFIXES
@@ -71,41 +73,106 @@ def parts_anywhere(root: Path) -> Found:
     """Parts in the folders under `root`, at any depth: rgb/ and xyz/ beside each other, or files of one stem.
 
     Within one folder an image and a cloud of one stem make a part; a cloud without an image has colors of its own.
+    Folders may come and go meanwhile.
     """
     parts, problems = list[Part](), list[str]()
-    for folder in sorted({root, *(path for path in root.rglob("*") if path.is_dir())}):
-        if folder.name in KINDS and (folder.parent / "xyz").is_dir():
+    for folder in _folders(root, problems):
+        if folder.name in KINDS and _is_folder(folder.parent / "xyz"):
             continue
         name = PurePosixPath(folder.relative_to(root).as_posix())
-        if (folder / "xyz").is_dir():
+        if _is_folder(folder / "xyz"):
             files = {kind: _files_by_stem(folder / kind, kind, problems) for kind in ("xyz", "rgb")}
             needs = ["xyz", "rgb"] if files["rgb"] else ["xyz"]
+            problems += [
+                f"{path}: lies beside xyz/, whose parts alone are taken; put it in there, or in another folder"
+                for path in _visible_files(folder, problems)
+                if _kind_of(path) is not None
+            ]
         else:
-            files, needs = _side_by_side(folder), ["xyz"]
+            files, needs = _side_by_side(folder, problems), ["xyz"]
         found = _paired(files, name, str(folder), needs)
         parts += found.parts
         problems += found.problems
-    return Found(parts, problems)
+    return Found(parts, list(dict.fromkeys(problems)))
 
 
-def _side_by_side(folder: Path) -> dict[str, dict[str, Path]]:
-    """Clouds and images in one folder by stem; a png is an image unless a jpg, say, has its stem."""
-    files: dict[str, dict[str, Path]] = {"xyz": {}, "rgb": {}}
-    visible = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    for path in sorted(visible):
-        suffix = path.suffix.lower()
-        if suffix in CLOUD_FORMATS and suffix not in IMAGE_ONLY:
-            files["xyz"][path.stem] = path
-        elif suffix in IMAGE_SUFFIXES:
-            files["rgb"][path.stem] = path
-    return files
+def _folders(root: Path, problems: list[str]) -> list[Path]:
+    """`root` and all folders below it, sorted; what is in those that are links is not looked through further."""
+
+    def tell(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            problems.append(_unlisted(Path(error.filename), error))
+
+    below = (Path(place, name) for place, names, _ in os.walk(root, onerror=tell) for name in names)
+    return sorted({root, *below})
+
+
+def _side_by_side(folder: Path, problems: list[str]) -> dict[str, dict[str, Path]]:
+    """Clouds and images in one folder by stem; stems of two clouds or two images go to `problems`."""
+    found: dict[str, dict[str, list[Path]]] = {"xyz": defaultdict(list), "rgb": defaultdict(list)}
+    for path in _visible_files(folder, problems):
+        if (kind := _kind_of(path)) is not None:
+            found[kind][path.stem].append(path)
+    doubled = set().union(*(_doubled(by_stem, folder, problems) for by_stem in found.values()))
+    return {
+        kind: {stem: paths[0] for stem, paths in by_stem.items() if stem not in doubled}
+        for kind, by_stem in found.items()
+    }
+
+
+def _kind_of(path: Path) -> str | None:
+    """xyz or rgb, of a file in a folder that holds both; None for other files."""
+    suffix = path.suffix.lower()
+    if suffix in CLOUD_FORMATS and suffix not in IMAGE_ONLY:
+        return "xyz"
+    return "rgb" if suffix in IMAGE_SUFFIXES else None
+
+
+def _visible_files(folder: Path, problems: list[str]) -> list[Path]:
+    """The files of a folder, sorted; those that can't be read go to `problems`. None where there is no folder."""
+    try:
+        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        problems.append(_unlisted(folder, error))
+        return []
+    return [path for path in paths if _is_file(path, problems)]
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # of no access: it is named where it is listed
+        return False
+
+
+def _is_file(path: Path, problems: list[str]) -> bool:
+    """Whether it is a file; pipes, broken links and the like go to `problems`, but not folders."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if path.is_symlink() or not isinstance(error, FileNotFoundError):  # else it is gone again
+            problems.append(
+                f"{path}: can't be read ({error.strerror}); check where it leads, and its permissions"
+            )
+        return False
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        problems.append(f"{path}: is no regular file; put the file itself there")
+    return stat.S_ISREG(mode)
+
+
+def _unlisted(folder: Path, error: OSError) -> str:
+    return f"{folder}: can't be listed ({error.strerror}); check its permissions"
 
 
 def _matches(root: Path, kind: str, pattern: str) -> dict[str, Path]:
     """Stem -> file."""
+    flag = "mask" if kind == "gt" else kind
     if pattern.count(STEM) != 1:
-        flag = "mask" if kind == "gt" else kind
         raise ValueError(f"--{flag}_pattern {pattern}: must hold {STEM} once, as in '{STEM}_cloud.ply'")
+    if PurePath(pattern).anchor:
+        raise ValueError(f"--{flag}_pattern {pattern}: must name files by their place in --input {root}")
     before, after = pattern.split(STEM)
     expression = re.compile(re.escape(before) + r"([^/.][^/]*)" + re.escape(after))
     found = {}
@@ -123,18 +190,22 @@ def _escaped(text: str) -> str:
 def _files_by_stem(folder: Path, kind: str, problems: list[str]) -> dict[str, Path]:
     """Stem -> file; files that can't be taken go to `problems`."""
     by_stem: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.name.startswith(".") or not path.is_file():
-            continue
+    for path in _visible_files(folder, problems):
         if path.suffix.lower() in SUFFIXES[kind]:
             by_stem[path.stem].append(path)
         else:
             problems.append(f"{path}: is of no type that is read here; convert or remove it")
-    for paths in by_stem.values():
-        if len(paths) > 1:
-            names = ", ".join(path.name for path in paths)
-            problems.append(f"{folder}: {names} have one name; keep one of them")
-    return {stem: paths[0] for stem, paths in by_stem.items() if len(paths) == 1}
+    doubled = _doubled(by_stem, folder, problems)
+    return {stem: paths[0] for stem, paths in by_stem.items() if stem not in doubled}
+
+
+def _doubled(by_stem: dict[str, list[Path]], folder: Path, problems: list[str]) -> set[str]:
+    """The stems of several files, which go to `problems`: nothing tells which of them is meant."""
+    doubled = {stem: paths for stem, paths in by_stem.items() if len(paths) > 1}
+    for paths in doubled.values():
+        names = ", ".join(path.name for path in paths)
+        problems.append(f"{folder}: {names} have one name; keep one of them")
+    return set(doubled)
 
 
 def _paired(files: dict[str, dict[str, Path]], folder: PurePosixPath, where: str, needs: list[str]) -> Found:

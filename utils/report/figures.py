@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-from utils.files import check_regular, write_json
+from utils.files import read_regular, write_json
 from utils.image_files import read_rgb
 from utils.metrics import AU_PRO_LIMIT, Curve, Predictions, measure, roc_curve
 from utils.pictures import MapScale, encode_jpeg, thumbnail
@@ -110,8 +110,7 @@ def write_figures(results: Path, class_name: str, figures: ClassFigures) -> None
 def read_figures(results: Path, class_name: str) -> ClassFigures | None:
     """None where the file is missing or can't be used: the report then says so."""
     try:
-        check_regular(_path(results, class_name))
-        return ClassFigures.from_dict(json.loads(_path(results, class_name).read_text(encoding="utf-8")))
+        return ClassFigures.from_dict(json.loads(read_regular(_path(results, class_name)).decode("utf-8")))
     except (OSError, ValueError, RecursionError):
         return None
 

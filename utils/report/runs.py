@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
-from utils.files import check_regular
+from utils.files import read_regular
 from utils.metrics import METRICS
 from utils.reporting import TABLES
 from utils.results import RESULTS_NAME
@@ -80,8 +80,7 @@ def read_run(folder: Path) -> Run:
     """The run that a results.json describes. Raises ResultsError where it is not one."""
     path = folder / RESULTS_NAME
     try:
-        check_regular(path)
-        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        record = json.loads(read_regular(path).decode("utf-8"), parse_constant=_refuse_constant)
         check_fields(record, RECORD, frozenset({"row", "dataset_path"}), closed=False)
         seeds = {**_seeds(record), **_seeds(record["settings"])}
         variant = ", ".join(f"{key} {value}" for key, value in sorted(seeds.items()))
