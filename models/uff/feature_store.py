@@ -26,8 +26,8 @@ from utils.files import (
     after_others,
     alone_with,
     atomic_path,
-    check_regular,
     in_short,
+    read_regular,
     sweep_leftovers,
     write_json,
 )
@@ -221,9 +221,8 @@ def read_manifest(folder: str | Path) -> tuple[StoreMeta, dict[str, int]]:
     ValueError when it is not what a FeatureStoreWriter writes; no file that it names has been looked at then.
     """
     path = Path(folder) / MANIFEST_NAME
-    check_regular(path)
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(read_regular(path).decode("utf-8"))
         if content.pop("format") != FORMAT_NAME:
             raise ValueError("another format")
         classes: dict[str, int] = content.pop("classes")
