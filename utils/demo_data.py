@@ -32,7 +32,7 @@ from utils.console import print_anything
 from utils.demo import parts as demo_parts
 from utils.demo import scene as demo_scene
 from utils.demo.scene import Relief, View, look_up
-from utils.files import write_json, write_text
+from utils.files import alone_with, write_json, write_text
 from utils.flags import HelpFormatter, named_path, natural, positive, seed
 from utils.image_files import write_png, write_xyz
 from utils.preprocess.workers import run_jobs
@@ -87,20 +87,26 @@ class DemoSample(NamedTuple):
 def write_demo_data(target: str | Path, settings: DemoSettings, num_workers: int = 1) -> bool:
     """Write the data set to `target` unless the same one is there; returns whether anything was written.
 
-    The folder appears complete or not at all. Raises FileExistsError when `target` holds anything else.
+    The folder appears complete or not at all. Raises FileExistsError when `target` holds anything else, and OSError
+    while another process writes it.
     """
     target = Path(target)
     if _is_written(target, settings):
         return False
-    partial_target = target.parent / f".{target.name}.partial"
-    shutil.rmtree(partial_target, ignore_errors=True)
-    try:
-        _write_all(partial_target, settings, num_workers)
-        if target.exists():  # and is empty
-            target.rmdir()
-        partial_target.replace(target)
-    finally:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    problem = f"{target}: another run is writing it; wait for it to end"
+    with alone_with(target.parent / f".{target.name}.lock", problem):
+        if _is_written(target, settings):  # by a run that has ended meanwhile
+            return False
+        partial_target = target.parent / f".{target.name}.partial"
         shutil.rmtree(partial_target, ignore_errors=True)
+        try:
+            _write_all(partial_target, settings, num_workers)
+            if target.exists():  # and is empty
+                target.rmdir()
+            partial_target.replace(target)
+        finally:
+            shutil.rmtree(partial_target, ignore_errors=True)
     return True
 
 
@@ -212,6 +218,7 @@ def main() -> int:
         parser.error(f"--image_size {settings.image_size}: is too small, the least is {SMALLEST_IMAGE}")
     try:
         written = write_demo_data(target, settings, num_workers)
+        print(f"{target}: {'written' if written else 'already there, nothing to do'}", flush=True)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -221,7 +228,6 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted; repeat the command to begin again", file=sys.stderr)
         return 130
-    print(f"{target}: {'written' if written else 'already there, nothing to do'}")
     return 0
 
 

@@ -108,6 +108,17 @@ def too_few_points(cloud: np.ndarray, seen: int) -> str | None:
     return f"shows {count} points of the part, {LEAST_POINTS} are the least" if count < LEAST_POINTS else None
 
 
+def misfit_of_unit(cloud: np.ndarray, unit: Unit) -> str | None:
+    """Why a cloud (H, W, 3) is clearly not in a unit, or None, also where both are possible or no point is measured."""
+    distances = point_distances(cloud)
+    median = float(np.median(distances)) if len(distances) else None
+    if median is None or not (median > MILLIMETRES_FROM if unit == "m" else median < METRES_TO):
+        return None
+    return (
+        f"has a median distance of {median:.3g}, which is not in {'metres' if unit == 'm' else 'millimetres'}"
+    )
+
+
 def looks_preprocessed(cloud: np.ndarray) -> bool:
     """Whether a cloud (H, W, 3) is square, with measured points, but nearly none at its border."""
     height, width = cloud.shape[:2]

@@ -5,8 +5,9 @@
 
 train goes to train/good, test_public to test/good and test/bad (a mask with any non-zero pixel makes a sample
 bad), val to validation/good with --use_val; test_private has no public ground truth and is left out. The download
-is only read. A run that was cut is simply repeated; what is done is not done again. Samples with files that can't
-be used are named, the others go on, and the exit status is then 1.
+is only read. A run that was cut is simply repeated; what is done is not done again, unless its files in the download
+changed since, by size and time. Samples that can't be used, show no object, or are gone from the download are named,
+the others go on, and the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -28,9 +29,18 @@ if __package__ in (None, ""):
 
 from utils.class_names import EYECANDIES_CLASSES
 from utils.console import print_anything
+from utils.files import stamp
 from utils.flags import named_path, positive
 from utils.image_files import SampleFileError, encode_png, read_mask, read_rgb
-from utils.preprocess.driver import Converted, Preprocessing, Summary, check_target, exit_status, preprocess
+from utils.preprocess.driver import (
+    Converted,
+    Preprocessing,
+    Summary,
+    check_target,
+    exit_status,
+    preprocess,
+    refuse_shared_files,
+)
 from utils.preprocess.eyecandies import (
     FARTHEST_ASIDE,
     FARTHEST_FROM_FRONT,
@@ -43,6 +53,14 @@ from utils.preprocess.eyecandies import (
 from utils.preprocess.sample import NO_POINTS
 
 IMAGE = "image_4.png"  # of the six renderings under different lights, the one that M3DM takes
+READ = (
+    "depth.png",
+    "info_depth.yaml",
+    "pose.txt",
+    IMAGE,
+    "mask.png",
+)  # of a sample; train and val have no mask
+FOLDERS = ("train/good", "validation/good", "test/good", "test/bad")  # of a class in the target
 TIFF_ZLIB_LEVEL = 1  # half the time of the default level, for 9 % more bytes
 PARAMETERS = {
     "preprocessing": "eyecandies",
@@ -56,8 +74,8 @@ PARAMETERS = {
 def preprocess_dataset(root: Path, target: Path, splits: tuple[str, ...], num_workers: int) -> Summary:
     """Bring the splits of the download at `root` to `target`.
 
-    Raises FileNotFoundError when there is no sample, ValueError when `target` is the download itself, RecordError
-    when it holds other results, and OSError when it can't be written.
+    Raises FileNotFoundError when there is no sample, ValueError when `target` is the download itself or links make two
+    of its folders one, RecordError when it holds other results, and OSError when it can't be written.
     """
     if target.resolve() == root.resolve():
         raise ValueError(f"--target_dir {target}: is the download itself; name another folder")
@@ -68,7 +86,15 @@ def preprocess_dataset(root: Path, target: Path, splits: tuple[str, ...], num_wo
             f"{root}: no <class>/train/data/*_depth.png here; set --dataset_path to the unpacked Eyecandies"
         )
     _tell_what_is_left_out(root, splits, names)
-    return preprocess(Preprocessing(names, partial(convert, root), PARAMETERS), target, num_workers)
+    classes = sorted({name.split("/")[0] for name in names})
+    refuse_shared_files(
+        target / name / folder / kind
+        for name in classes
+        for folder in FOLDERS
+        for kind in ("xyz", "rgb", "gt")
+    )
+    job = Preprocessing(names, partial(convert, root), partial(stamps, root), PARAMETERS)
+    return preprocess(job, target, num_workers)
 
 
 def find_samples(root: Path, splits: tuple[str, ...]) -> list[str]:
@@ -87,9 +113,14 @@ def sample_file(root: Path, name: str, suffix: str) -> Path:
     return root / folder / "data" / f"{number}_{suffix}"
 
 
+def stamps(root: Path, name: str) -> list[str]:
+    """Name, size and time of each downloaded file that a sample is made of, "" for one that is not there."""
+    return [stamp(sample_file(root, name, suffix)) for suffix in READ]
+
+
 def convert(root: Path, name: str) -> Converted:
     """The files of a sample in MVTec 3D-AD's layout, and the report on it. Raises SampleFileError."""
-    file = partial(sample_file, root, name)
+    file, source = partial(sample_file, root, name), stamps(root, name)
     depth = read_depth(file("depth.png"), file("info_depth.yaml"))
     _check_size(file(IMAGE), read_rgb(file(IMAGE)), depth)
     cloud = object_cloud(depth, read_pose(file("pose.txt")))
@@ -107,6 +138,7 @@ def convert(root: Path, name: str) -> Converted:
     return Converted(
         {f"{class_name}/{folder}/{path.format(number)}": content for path, content in contents.items()},
         report,
+        source,
     )
 
 

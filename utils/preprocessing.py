@@ -4,9 +4,12 @@
     python utils/preprocessing.py datasets/mvtec3d/ --output_dir DIR     # into a copy
 
 A run that was cut is repeated with the same command; samples that are done are left alone. The result of a
-sample depends on the parameters, the seed, and its own files and path only. Files that can't be used are named
-and left as they are, and the exit status is then 1. Nothing is written before a look at samples of each class:
-which unit they are in, and that they were not preprocessed before.
+sample depends on the parameters, the seed, and its own files and path only. Nothing is written before a look at
+samples of each class: which unit they are in, and that they were not preprocessed before. Samples that can't be used,
+are in another unit, look preprocessed or show no part are named and left as they are, and the exit status is then 1.
+
+With --output_dir a sample whose files changed since, by size and time, is preprocessed anew; one that is gone is
+named. In place nobody can tell new originals from damaged results: a result that changed stops the run.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from utils.console import print_anything
+from utils.files import stamp
 from utils.flags import named_path, positive
 from utils.image_files import (
     SampleFileError,
@@ -36,9 +40,17 @@ from utils.image_files import (
     read_rgb,
     read_xyz,
 )
-from utils.plausibility import Unit, guess_unit, looks_preprocessed
+from utils.plausibility import Unit, guess_unit, looks_preprocessed, misfit_of_unit
 from utils.preprocess.clustering import dbscan
-from utils.preprocess.driver import Converted, Preprocessing, Summary, check_target, exit_status, preprocess
+from utils.preprocess.driver import (
+    Converted,
+    Preprocessing,
+    Summary,
+    check_target,
+    exit_status,
+    preprocess,
+    refuse_shared_files,
+)
 from utils.preprocess.record import copy_file, is_bookkeeping, read_record
 from utils.preprocess.sample import Parameters, in_metres, pad_to_square, preprocess_sample
 from utils.preprocess.suggest import suggest_distances
@@ -61,10 +73,10 @@ def preprocess_dataset(
 ) -> Summary:
     """Preprocess all samples under `root` into `target`, which may be `root` itself.
 
-    unit: that of the points in `root`, None = judged by them; the result is in metres. force: preprocess what looks
-    preprocessed as well. Raises FileNotFoundError when there is no sample, ValueError when `target` lies inside
-    `root`, the unit is not certain or the data look preprocessed, RecordError when `target` holds results of other
-    parameters, and OSError when it can't be written.
+    unit: that of the points in `root`, None = that of the samples done before, else judged by the points; the result
+    is in metres. force: preprocess what looks preprocessed as well. Raises FileNotFoundError when there is no sample,
+    ValueError when `target` lies inside `root`, links make two files one, the unit is not certain or the data look
+    preprocessed, RecordError when `target` holds results of other parameters, and OSError when it can't be written.
     """
     root, target = root.resolve(), target.resolve()
     check_target(target)
@@ -73,16 +85,17 @@ def preprocess_dataset(
             f"--output_dir {target}: lies inside the data set {root}; choose a folder outside it"
         )
     names = find_samples(root)
+    _refuse_links(root, target, names)
     header, entries = read_record(target)
-    pending = spread([name for name in names if name not in entries])
-    if not force:
-        _refuse_preprocessed(root, pending)
-    unit = unit or _unit_of(root, pending, header.get("unit", "m") if entries else None)
+    if not entries and not force:
+        _refuse_preprocessed(root, spread(names))
+    unit = unit or (header.get("unit", "m") if entries else _unit_of(root, spread(names)))
     if progress:
         print(f"{root}: points in {UNITS[unit]}" + (", converted to metres" if unit == "mm" else ""))
     dbscan(np.zeros((1, 3)), eps=1.0, min_points=1)  # compiles here once, not in every worker
     recorded = {"version": RESULT_VERSION, **asdict(parameters), "unit": unit}
-    job = Preprocessing(names, partial(convert, root, parameters, unit), recorded)
+    convert_one = partial(convert, root, parameters, unit, force)
+    job = Preprocessing(names, convert_one, partial(stamps, root), recorded, in_place=target == root)
     summary = preprocess(job, target, num_workers, progress)
     if target != root:
         _copy_other_files(root, target, names)
@@ -115,22 +128,38 @@ def sample_files(name: str) -> dict[str, str]:
     return {kind: f"{folder}/{kind}/{stem}{suffix}" for kind, suffix in SUFFIXES.items()}
 
 
-def convert(root: Path, parameters: Parameters, unit: Unit, name: str) -> Converted:
+def stamps(root: Path, name: str) -> list[str]:
+    """Name, size and time of each of the sample's three files, "" for one that is not there."""
+    return [stamp(root / file) for file in sample_files(name).values()]
+
+
+def convert(root: Path, parameters: Parameters, unit: Unit, force: bool, name: str) -> Converted:
     """New contents of the sample's files, and the report on it. Raises SampleFileError."""
-    files = sample_files(name)
-    cloud, image = in_metres(read_xyz(root / files["xyz"]), unit), read_rgb(root / files["rgb"])
+    files, source = sample_files(name), stamps(root, name)
+    cloud, image = read_xyz(root / files["xyz"]), read_rgb(root / files["rgb"])
+    _check_plausible(root / files["xyz"], cloud, unit, force)
+    cloud = in_metres(cloud, unit)
     mask = read_mask(root / files["gt"]) if (root / files["gt"]).exists() else None
     for kind, pixels in (("rgb", image), ("gt", mask)):
         if pixels is not None and pixels.shape[:2] != cloud.shape[:2]:
             raise SampleFileError(
                 root / files[kind], f"has {pixels.shape[:2]} pixels, its xyz {cloud.shape[:2]}"
             )
-    rng = np.random.default_rng([parameters.seed, *name.encode()])
+    rng = np.random.default_rng([parameters.seed, *os.fsencode(name)])
     cloud, image, report = preprocess_sample(cloud, image, parameters, rng)
     contents = {files["xyz"]: encode_xyz(cloud), files["rgb"]: encode_png(image)}
     if mask is not None:
         contents[files["gt"]] = encode_png(pad_to_square(mask))
-    return Converted(contents, report._asdict())
+    return Converted(contents, report._asdict(), source)
+
+
+def _check_plausible(path: Path, cloud: np.ndarray, unit: Unit, force: bool) -> None:
+    """Raises SampleFileError for a cloud (H, W, 3) that is clearly in the other unit or, unless `force`, looks done."""
+    if problem := misfit_of_unit(cloud, unit):
+        raise SampleFileError(path, problem, f"convert it to {UNITS[unit]}, as the others are")
+    if not force and looks_preprocessed(cloud):
+        problem = "is square without background at the border, as after preprocessing"
+        raise SampleFileError(path, problem, "restore the original file, or add --force")
 
 
 def spread(names: list[str]) -> list[str]:
@@ -167,14 +196,19 @@ def _refuse_preprocessed(root: Path, names: list[str]) -> None:
         )
 
 
-def _unit_of(root: Path, names: list[str], recorded: Unit | None) -> Unit:
-    """The unit that the samples show, or the recorded one when none has a point. Raises ValueError."""
-    if recorded and next(_clouds(root, names), None) is None:
-        return recorded
+def _unit_of(root: Path, names: list[str]) -> Unit:
+    """The unit that the samples show. Raises ValueError."""
     try:
         return guess_unit(_clouds(root, names))
     except ValueError as error:
         raise ValueError(f"{root}: {error}") from error
+
+
+def _refuse_links(root: Path, target: Path, names: list[str]) -> None:
+    """Raises ValueError when links would let a sample overwrite another one, or an original that is to stay."""
+    files = [file for name in names for file in sample_files(name).values()]
+    originals = [root / file for file in files] if target != root else []
+    refuse_shared_files((target / file for file in files), originals)
 
 
 def _foreign_images(root: Path) -> list[str]:
@@ -189,14 +223,14 @@ def _foreign_images(root: Path) -> list[str]:
 
 
 def _copy_other_files(root: Path, target: Path, names: list[str]) -> None:
-    """Copy calibration, licence and whatever else is no sample's file, unless it is there with the same size."""
+    """Copy calibration, licence and whatever else is no sample's file, unless it is there with size and time."""
     own = {file for name in names for file in sample_files(name).values()}
     for source in root.rglob("*"):
         relative = source.relative_to(root)
         if not source.is_file() or relative.as_posix() in own or is_bookkeeping(source):
             continue
         copy = target / relative
-        if not copy.exists() or copy.stat().st_size != source.stat().st_size:
+        if stamp(copy) != stamp(source):
             copy_file(source, copy)
 
 
@@ -237,7 +271,7 @@ def _preprocess(args: argparse.Namespace) -> Summary:
 def suggest(root: Path, unit: Unit | None) -> None:
     """Print distances that suit the raw clouds under `root`. Raises ValueError when they show no background."""
     names = spread(find_samples(root))
-    unit = unit or _unit_of(root, names, None)
+    unit = unit or _unit_of(root, names)
     clouds = (in_metres(cloud, unit) for cloud in _clouds(root, names))
     distances = suggest_distances(clouds, Parameters())
     print(" ".join(f"--{name} {value:g}" for name, value in distances.items()))

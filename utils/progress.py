@@ -25,7 +25,7 @@ def progress(
 
     Yields what is called with the number of units that are newly done.
     """
-    if not shown or total == 0:
+    if not shown or total == 0 or sys.stderr is None:  # None where it was closed
         yield lambda count: None
     elif sys.stderr.isatty():
         with tqdm(total=total, initial=done, desc=title, unit=unit, unit_scale=unit == BYTES) as bar:

@@ -21,6 +21,7 @@ LOCKS = {
     ".training",
     ".judging",
     ".downloading",
+    ".out.lock",
 }  # empty files that stay
 DIFFERENT = {"seconds", "memory_mb", "peak_memory_mb", "milliseconds"}  # fields of JSON and CSV files
 TIMES_IN_A_REPORT = re.compile(r"\d[\d.,]*( ms a part| s\b| MB)|(?<=<td>)[\d.,]+(?=</td>)")

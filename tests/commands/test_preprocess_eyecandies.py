@@ -216,11 +216,42 @@ def test_a_file_as_target_is_refused_by_name(download: Path) -> None:
     assert (result.returncode, "target: is a file; name a folder" in result.stderr) == (1, True)
 
 
-def test_a_class_without_an_object_in_most_samples_is_no_success(download: Path) -> None:
-    data = download / "Lollipop/train/data"
-    for limits in data.glob("*_info_depth.yaml"):
-        limits.write_text("normalization: {min: 1, max: 1.001}")  # a flat wall: everything is ground
+def test_a_sample_without_an_object_is_named_and_not_written(download: Path) -> None:
+    limits = download / "Lollipop/train/data/001_info_depth.yaml"
+    limits.write_text("normalization: {min: 1, max: 1.001}")  # a flat wall: everything is ground
     result = run_script(download)
-    assert "no points (3):" in result.stdout
+    assert "done now 4, done before 0, failed 1" in result.stdout
     assert result.returncode == 1
-    assert "failed: Lollipop: 3 of 5 samples show no part" in result.stderr
+    assert result.stderr.splitlines()[-1] == (
+        "failed: Lollipop/train/001: not written, it shows no part (no points: nothing above the ground); "
+        "do unit and distances suit the data?"
+    )
+    assert not [name for name in samples(download.parent / "target") if "001" in name]
+
+
+def test_a_mask_that_was_made_good_moves_its_sample(download: Path) -> None:
+    run_script(download)
+    Image.fromarray(np.zeros((SIDE, SIDE), np.uint8)).save(download / "Lollipop/test_public/data/31_mask.png")
+    result = run_script(download)
+    assert "done now 1, done before 4, failed 0" in result.stdout
+    found = {name for name in samples(download.parent / "target") if "31." in name}
+    assert found == {f"Lollipop/test/good/{file}" for file in ("rgb/31.png", "xyz/31.tiff", "gt/31.png")}
+
+
+def test_a_sample_that_is_gone_from_the_download_is_named(download: Path) -> None:
+    run_script(download, "--use_val")
+    for path in (download / "Lollipop/train/data").glob("001_*"):
+        path.unlink()
+    result = run_script(download)
+    assert (result.returncode, "done now 0, done before 4, failed 1" in result.stdout) == (1, True)
+    assert "holds Lollipop/train/001, which the source does not have any more" in result.stderr
+
+
+def test_a_link_that_would_mix_two_folders_of_the_target_is_refused(download: Path) -> None:
+    folder = download.parent / "target/Lollipop/test"
+    folder.mkdir(parents=True)
+    (folder / "bad").symlink_to("good")
+    result = run_script(download)
+    assert result.returncode == 1
+    assert "Lollipop/test/bad/xyz are the same file, by a link" in result.stderr
+    assert [path.name for path in folder.iterdir()] == ["bad"]

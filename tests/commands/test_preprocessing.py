@@ -152,6 +152,55 @@ def _run_once_the_workers_are_gone(dataset: Path) -> None:
     pytest.fail("the workers of the killed run live on")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_stopped_workers_of_a_killed_run_do_not_keep_the_next_one_waiting(dataset: Path) -> None:
+    for number in range(2, 30):
+        for kind, suffix in (("xyz", "tiff"), ("rgb", "png")):
+            folder = dataset / "bagel" / "train" / "good" / kind
+            shutil.copy(folder / f"000.{suffix}", folder / f"{number:03}.{suffix}")
+    copy = dataset.parent / "uncut"
+    shutil.copytree(dataset, copy)
+    _run(copy)
+    command = [sys.executable, SCRIPT, dataset, "--num_workers", "2"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        record, task = dataset / RECORD_NAME, Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while process.poll() is None and not (record.exists() and record.read_bytes().count(b"\n") > 3):
+            time.sleep(0.005)
+        workers = [int(number) for number in task.read_text().split()]
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)
+        process.kill()
+    try:
+        assert len(workers) >= 2
+        _run(dataset)
+    finally:
+        for worker in workers:
+            os.kill(worker, signal.SIGCONT)
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        time.sleep(0.01)
+    _run(dataset)
+    assert _contents(dataset) == _contents(copy)
+
+
+def test_sigterm_is_one_line_and_leaves_no_parts(dataset: Path) -> None:
+    for number in range(2, 30):
+        for kind, suffix in (("xyz", "tiff"), ("rgb", "png")):
+            folder = dataset / "bagel" / "train" / "good" / kind
+            shutil.copy(folder / f"000.{suffix}", folder / f"{number:03}.{suffix}")
+    command = [sys.executable, SCRIPT, dataset, "--num_workers", "2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        record = dataset / RECORD_NAME
+        while process.poll() is None and not (record.exists() and record.read_bytes().count(b"\n") > 3):
+            time.sleep(0.005)
+        process.terminate()
+        assert process.stderr is not None
+        said = process.stderr.read().splitlines()
+    assert process.returncode == 143
+    assert said[-1] == "ended by SIGTERM; the same command continues where this run stopped"
+    assert all(line.startswith("preprocessed: ") for line in said[:-1])
+    assert not list(dataset.rglob("*.part"))
+
+
 def test_torn_last_line_of_the_record_is_forgotten(dataset: Path) -> None:
     copy = dataset.parent / "copy"
     _run(dataset, copy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from utils import demo_data
 from utils.demo import scene as demo_scene
 from utils.demo_data import CLASSES, DEFECT_CODES, DEFECTS, DemoSettings, make_sample, write_demo_data
+from utils.files import alone_with
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = DemoSettings(seed=3, train=2, validation=1, test_per_kind=1, image_size=96)
@@ -186,7 +188,25 @@ def test_a_cut_run_leaves_no_data_set_and_the_next_run_completes(
             write_demo_data(tmp_path / "set", settings)
     assert not (tmp_path / "set").exists()
     assert write_demo_data(tmp_path / "set", settings)
-    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".set.lock", "set"]
+
+
+def test_two_runs_at_once_on_one_folder_are_refused(tmp_path: Path) -> None:
+    with alone_with(tmp_path / ".set.lock", ""):
+        result = run_script(str(tmp_path / "set"))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == f"error: {tmp_path / 'set'}: another run is writing it; wait for it to end\n"
+    assert [path.name for path in tmp_path.iterdir()] == [".set.lock"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_stdout_is_an_error_in_one_line(dataset: Path) -> None:
+    flags = [f"--{name}={value}" for name, value in asdict(SMALL).items() if name != "format_version"]
+    command = [sys.executable, "-u", str(REPOSITORY / "utils" / "demo_data.py"), str(dataset), *flags]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == "error: [Errno 28] No space left on device\n"
 
 
 def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -16,6 +16,8 @@ from utils.plausibility import (
     looks_preprocessed,
     looks_raw,
     measured_points,
+    misfit_of_unit,
+    point_distances,
     silhouette_disagreement,
     too_few_points,
 )
@@ -167,6 +169,16 @@ def test_dark_part_on_its_erased_background_is_no_reason_for_a_remark() -> None:
     image = _image(part)
     image[part & (np.random.default_rng(1).random(part.shape) < 0.3)] = 0
     assert silhouette_disagreement(image, _cloud(part)) is None
+
+
+@pytest.mark.parametrize(
+    ("distance", "misfits"),
+    [(0.1, {"mm"}), (2.9, {"mm"}), (3.1, set()), (9.9, set()), (10.1, {"m"}), (600, {"m"}), (0, set())],
+)
+def test_a_cloud_is_in_the_other_unit_only_where_no_part_can_lie(distance: float, misfits: set[str]) -> None:
+    cloud = _cloud(np.ones((40, 40), dtype=bool))
+    cloud *= distance / np.median(point_distances(cloud))
+    assert {unit for unit in ("m", "mm") if misfit_of_unit(cloud, unit)} == misfits
 
 
 @pytest.mark.parametrize("side", [1, 2, 7, 20, 39])

@@ -57,6 +57,12 @@ def test_work_of_unknown_size_and_work_that_is_not_shown_write_nothing(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_closed_stderr_is_no_trouble(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr", None)
+    assert list(tracked(range(3), 3, "bagel train")) == [0, 1, 2]
+    assert capsys.readouterr().out == ""
+
+
 def test_a_terminal_shows_a_bar_on_one_line(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)

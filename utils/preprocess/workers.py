@@ -25,8 +25,13 @@ def run_jobs(
     if num_workers == 1 or len(jobs) < 2:
         yield from map(function, jobs)
         return
-    with ProcessPoolExecutor(min(num_workers, len(jobs)), initializer=start_worker) as pool:
+    with ProcessPoolExecutor(min(num_workers, len(jobs)), initializer=_start) as pool:
         yield from pool.map(function, jobs)
+
+
+def _start() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a handler of the parent's would not let the pool end it
+    start_worker()
 
 
 def start_worker() -> None:
