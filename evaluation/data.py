@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dataset import DATASETS, SampleFiles, check_plausible, find_classes, list_samples
+from dataset import DATASETS, DatasetError, SampleFiles, check_plausible, find_classes, list_samples
 from utils.files import stamp
+from utils.preprocess.record import not_done
 from utils.resources import sha256_of
 
 UNKNOWN = "unknown"  # a test kind of parts that nobody has judged
@@ -70,10 +71,21 @@ def _class_files(options: DataOptions, name: str) -> ClassFiles:
     if options.label_by_folder:
         test = [_labelled_by_folder(sample) for sample in test]
     if not options.unchecked:
+        _check_preprocessed(options.dataset_path, [*train, *validation, *test])
         for remark in check_plausible([*train, *validation, *test]):
             print(f"warning: {name}: {remark}", file=sys.stderr)
     stamp = fingerprint([*train, *validation, *test], options.fingerprint)
     return ClassFiles(name, options.dataset_path, train, validation, test, stamp)
+
+
+def _check_preprocessed(root: Path, samples: list[SampleFiles]) -> None:
+    """Raises DatasetError where a preprocessing was cut: some of the samples are raw still."""
+    raw = not_done(root, [sample.xyz for sample in samples])
+    if raw:
+        raise DatasetError(
+            f"{raw[0]}: is not done by the record of the preprocessing in {root} ({len(raw)} of {len(samples)} samples "
+            "are not); repeat utils/preprocessing.py, or add --unchecked if they are preprocessed all the same"
+        )
 
 
 def fingerprint(samples: Iterable[SampleFiles], by: FingerprintBy = "times") -> str:

@@ -9,8 +9,10 @@ import pytest
 import main
 from tests.conftest import write_class
 from tests.tiny_runs import SMALL, read_record, read_scores, run_main
+from utils.demo_data import DemoSettings, write_demo_data
 from utils.image_files import read_mask, read_rgb, read_xyz, write_png, write_xyz
 from utils.preprocess.sample import Parameters
+from utils.preprocessing import preprocess_dataset
 
 CHECKED = [flag for flag in SMALL if flag != "--unchecked"]
 
@@ -176,3 +178,17 @@ def test_a_run_that_fails_leaves_the_detector_of_an_earlier_one(tmp_path):
     _change_clouds(root / "train", np.zeros_like)
     assert run_main(tmp_path / "data", tmp_path / "b", "FPFH", *flags) == 1
     assert (tmp_path / "detectors/bagel.m3dm").read_bytes() == before
+
+
+def test_data_whose_preprocessing_was_cut_are_refused_before_the_work(tmp_path, capsys):
+    root = tmp_path / "data"
+    write_demo_data(root, DemoSettings(train=2, validation=1, test_per_kind=1, image_size=128))
+    preprocess_dataset(root, root, Parameters(), num_workers=1, progress=False)
+    record = root / ".preprocessed.jsonl"
+    lines = record.read_text().splitlines(keepends=True)
+    record.write_text("".join(lines[:-1]))
+    flags = ["--num_group", "16"]
+    assert _run_checked(root, tmp_path / "results", *flags) == 1
+    assert "samples are not); repeat utils/preprocessing.py" in capsys.readouterr().err
+    record.write_text("".join(lines))
+    assert _run_checked(root, tmp_path / "results", *flags) == 0
