@@ -79,9 +79,12 @@ def _class_files(options: DataOptions, name: str) -> ClassFiles:
 
 
 def _check_preprocessed(root: Path, samples: list[SampleFiles]) -> None:
-    """Raises DatasetError where a preprocessing was cut: some of the samples are raw still."""
+    """Raises DatasetError where a preprocessing was cut: some of a class's samples are raw still.
+
+    A class that its record does not know at all has come from elsewhere; how its clouds look decides.
+    """
     raw = not_done(root, [sample.xyz for sample in samples])
-    if raw:
+    if 0 < len(raw) < len(samples):
         raise DatasetError(
             f"{raw[0]}: is not done by the record of the preprocessing in {root} ({len(raw)} of {len(samples)} samples "
             "are not); repeat utils/preprocessing.py, or add --unchecked if they are preprocessed all the same"

@@ -17,8 +17,14 @@ NOBODY_READS = 128 + 13  # what a shell makes of SIGPIPE
 def print_anything() -> None:
     """From now on characters that stdout or stderr can't encode are escaped, where they would end the program.
 
-    A class name such as 电缆 on a console of code page 1252 is shown as \\u7535\\u7f06.
+    A class name such as 电缆 on a console of code page 1252 is shown as \\u7535\\u7f06. Where one of the two is closed
+    nothing is shown, and no file that is opened later gets its number and what libraries write to it.
     """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

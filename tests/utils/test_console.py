@@ -54,3 +54,13 @@ def test_output_that_can_not_be_written_is_one_line(command):
     assert run.returncode == 1
     assert b"Traceback" not in run.stderr
     assert b"Exception ignored" not in run.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes as POSIX does")
+def test_no_file_gets_the_number_of_a_closed_stderr(tmp_path):
+    code = f"from utils.console import print_anything; print_anything(); print(open({str(tmp_path / 'a')!r}, 'w').fileno())"
+    command = '"$0" -c "$1" 2>&-'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, code], cwd=ROOT, stdout=subprocess.PIPE, check=True
+    )
+    assert int(done.stdout) > 2
