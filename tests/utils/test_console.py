@@ -58,9 +58,13 @@ def test_output_that_can_not_be_written_is_one_line(command):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="closes as POSIX does")
 def test_no_file_gets_the_number_of_a_closed_stderr(tmp_path):
-    code = f"from utils.console import print_anything; print_anything(); print(open({str(tmp_path / 'a')!r}, 'w').fileno())"
-    command = '"$0" -c "$1" 2>&-'
+    code = "import sys; from utils.console import print_anything; print_anything(); "
+    code += "print(open(sys.argv[1], 'w').fileno())"
+    command = '"$0" -c "$1" "$2" 2>&-'
     done = subprocess.run(
-        ["sh", "-c", command, sys.executable, code], cwd=ROOT, stdout=subprocess.PIPE, check=True
+        ["sh", "-c", command, sys.executable, code, str(tmp_path / "a")],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        check=True,
     )
     assert int(done.stdout) > 2
