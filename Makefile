@@ -78,7 +78,7 @@ $(OUT)/stage3.done: | $(UFF)
 	@touch $@
 
 test: $(VENV)/requirement-dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 attacks: $(VENV)/requirement-dev.stamp
 	$(BIN)/python -m pytest -m slow
