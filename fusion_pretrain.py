@@ -15,6 +15,7 @@ from utils.console import fail, print_anything
 from utils.files import alone_with, check_writable, sweep_leftovers
 from utils.flags import HelpFormatter, natural, natural_float, not_empty, positive, positive_float, seed
 from utils.resources import shortage_named
+from utils.signals import INTERRUPTED
 from utils.world import World, end_with_launcher, find_world
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 LR_REFERENCE_BATCH = 256  # samples; --blr is the learning rate of an effective batch of so many
 PROGRAM = "fusion_pretrain.py"
 LOCK_NAME = ".training"
-INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 FIRST_ERROR_S = 5  # a launcher ends the other processes within this time of the first error
 
 

@@ -37,7 +37,7 @@ from utils.preprocess.record import read_record
 from utils.reporting import check_tables
 from utils.resources import shortage_named
 from utils.results import alone_with_classes, check_results_folder
-from utils.signals import Terminated, ended_by_sigterm
+from utils.signals import INTERRUPTED, TERMINATED, Terminated, ended_by_sigterm
 from utils.world import end_with_launcher, find_world
 
 # Threads that wait must not spin: torch's and the loaders' share the cores. Read when torch is imported.
@@ -47,7 +47,6 @@ PROGRAM = "main.py"
 LESS_MEMORY = (
     "use a smaller --num_workers, --batch_size, --img_size or --max_sample, or --feature_dtype float16"
 )
-INTERRUPTED, TERMINATED = 130, 143  # exit status after Ctrl-C and SIGTERM, as shells have it
 FIRST_ERROR_S = 5  # a launcher ends the other processes within this time of the first error
 MOST_WORKERS = 4  # one or two already keep up with the networks
 

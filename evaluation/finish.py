@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -136,11 +135,11 @@ def _of_all_variants(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _warn_of_copies(records: Mapping[str, Record]) -> None:
     """Where half of the variants give figures of others: seeds that decide nothing make deviations look too small."""
     figures = [
-        json.dumps([[result[metric.key] for metric in METRICS] for result in record["classes"].values()])
+        tuple(result[metric.key] for result in record["classes"].values() for metric in METRICS)
         for record in records.values()
     ]
     copies = len(figures) - len(set(figures))
-    if 2 * copies >= len(figures) and figures[0] != "[]":
+    if 2 * copies >= len(figures) and figures[0]:
         print(
             f"warning: {copies} of {len(figures)} variants give the very figures of another one: a seed that changes "
             "nothing is no sample, and makes the deviations too small",

@@ -16,7 +16,7 @@ ALLOWED = {
     "evaluation": {"utils", "models", "feature_extractors", "dataset", "m3dm_runner", "evaluation"},
     "main": {"utils", "models", "feature_extractors", "dataset", "evaluation"},
     "fusion_pretrain": {"utils", "models", "feature_extractors"},
-    "predict": {"utils", "dataset", "feature_extractors", "m3dm_runner"},
+    "predict": {"utils", "dataset", "feature_extractors", "m3dm_runner", "evaluation"},
 }
 COMMANDS = {"utils/download.py": {"utils", "models"}}  # an entry script, which reads the tables of downloads
 OURS = set(ALLOWED)

@@ -32,6 +32,7 @@ from utils.fetching import NOTHING_KNOWN, Facts, FetchError, check, fetch
 from utils.files import alone_with, check_writable, in_short, sweep_leftovers, write_json
 from utils.flags import named_path
 from utils.schema import check_fields
+from utils.signals import INTERRUPTED
 
 BACKBONES = [row.download for row in RGB_BACKBONES.values()] + [
     row.download for row in XYZ_BACKBONES.values()
@@ -41,7 +42,6 @@ DEFAULT = ("vit_base_patch8_224_dino", "Point_MAE")  # what stages 1 and 3 need
 MIRROR_VARIABLE = "M3DM_MIRROR"
 RECORD = ".downloads.json"
 SCHEMES = ("https://", "http://")
-INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -60,6 +60,12 @@ def point_distances(cloud: np.ndarray) -> np.ndarray:
     return np.linalg.norm(cloud[measured_points(cloud)].astype(np.float64), axis=1)
 
 
+def _median_distance(cloud: np.ndarray) -> float | None:
+    """Of the measured points, in the cloud's unit; None where there is none."""
+    distances = point_distances(cloud)
+    return float(np.median(distances)) if len(distances) else None
+
+
 def guess_unit(clouds: Iterable[np.ndarray]) -> Unit:
     """The unit of the clouds, by the median distance of all their measured points from the sensor.
 
@@ -92,9 +98,8 @@ def unit_of_distance(distance: float) -> Unit:
 
 def implausible_distance(cloud: np.ndarray) -> str | None:
     """Why the points of a cloud (H, W, 3) can't be in metres, whatever was said of their unit, or None."""
-    distances = point_distances(cloud)
-    median = float(np.median(distances)) if len(distances) else METRES_TO
-    if METRES_TO / MILLIMETRES_A_METRE < median <= MILLIMETRES_FROM:
+    median = _median_distance(cloud)
+    if median is None or METRES_TO / MILLIMETRES_A_METRE < median <= MILLIMETRES_FROM:
         return None
     return f"has its points {median:.3g} m from the sensor, where no part lies"
 
@@ -110,8 +115,7 @@ def too_few_points(cloud: np.ndarray, seen: int) -> str | None:
 
 def misfit_of_unit(cloud: np.ndarray, unit: Unit) -> str | None:
     """Why a cloud (H, W, 3) is clearly not in a unit, or None, also where both are possible or no point is measured."""
-    distances = point_distances(cloud)
-    median = float(np.median(distances)) if len(distances) else None
+    median = _median_distance(cloud)
     if median is None or not (median > MILLIMETRES_FROM if unit == "m" else median < METRES_TO):
         return None
     return (

@@ -13,6 +13,7 @@ class Terminated(BaseException):
     """SIGTERM: somebody wants this process to end; a launcher does when another one of the run is gone."""
 
 
+INTERRUPTED, TERMINATED = 130, 143  # exit status after Ctrl-C and SIGTERM, as shells have it
 TERMINATED_WORKER = re.compile(r"DataLoader worker .* killed by signal: Terminated")
 
 

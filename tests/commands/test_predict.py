@@ -19,6 +19,7 @@ from plyfile import PlyData
 
 import main
 import predict
+from evaluation import verdicts
 from evaluation.class_run import held_out_apart
 from feature_extractors.calibration import Calibration, ThresholdRule
 from tests.sensor_files import write_ply
@@ -372,7 +373,7 @@ class TestOutput:
                 raise OSError("No space left on device")
             append_row(path, row, mode)
 
-        monkeypatch.setattr(predict, "append_row", full)
+        monkeypatch.setattr(verdicts, "append_row", full)
         assert _predict(work, "--input", _part_in(tmp_path / "in", work), "--output", tmp_path / "out") == 1
         files = [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()]
         assert sorted(files) == [LOCK_NAME, "report.csv"]

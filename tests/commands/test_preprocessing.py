@@ -122,42 +122,37 @@ def test_run_cut_at_any_step_and_repeated_gives_the_same_bytes(
     assert _contents(dataset) == _contents(copy)
 
 
-def test_run_killed_with_its_workers_at_work_can_be_repeated(dataset: Path) -> None:
+def _make_work_for_a_while(dataset: Path) -> None:
+    """More samples, so that a run of them can be met at work."""
     for number in range(2, 30):
         for kind, suffix in (("xyz", "tiff"), ("rgb", "png")):
             folder = dataset / "bagel" / "train" / "good" / kind
             shutil.copy(folder / f"000.{suffix}", folder / f"{number:03}.{suffix}")
+
+
+def _wait_for_the_first_samples(process: subprocess.Popen, dataset: Path) -> None:
+    record = dataset / RECORD_NAME
+    while process.poll() is None and not (record.exists() and record.read_bytes().count(b"\n") > 3):
+        time.sleep(0.005)
+
+
+def test_run_killed_with_its_workers_at_work_can_be_repeated(dataset: Path) -> None:
+    _make_work_for_a_while(dataset)
     copy = dataset.parent / "uncut"
     shutil.copytree(dataset, copy)
     _run(copy)
     with subprocess.Popen(
         [sys.executable, SCRIPT, dataset, "--num_workers", "2"], stderr=subprocess.DEVNULL
     ) as process:
-        record = dataset / RECORD_NAME
-        while process.poll() is None and not (record.exists() and record.read_bytes().count(b"\n") > 3):
-            time.sleep(0.005)
+        _wait_for_the_first_samples(process, dataset)
         process.send_signal(signal.SIGKILL)
-    _run_once_the_workers_are_gone(dataset)
+    _run(dataset)
     assert _contents(dataset) == _contents(copy)
-
-
-def _run_once_the_workers_are_gone(dataset: Path) -> None:
-    """Workers of a killed run hold the record's lock until they notice, which they do at once."""
-    for _ in range(400):
-        try:
-            _run(dataset)
-            return
-        except RecordError:
-            time.sleep(0.05)
-    pytest.fail("the workers of the killed run live on")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_stopped_workers_of_a_killed_run_do_not_keep_the_next_one_waiting(dataset: Path) -> None:
-    for number in range(2, 30):
-        for kind, suffix in (("xyz", "tiff"), ("rgb", "png")):
-            folder = dataset / "bagel" / "train" / "good" / kind
-            shutil.copy(folder / f"000.{suffix}", folder / f"{number:03}.{suffix}")
+    _make_work_for_a_while(dataset)
     copy = dataset.parent / "uncut"
     shutil.copytree(dataset, copy)
     _run(copy)
@@ -183,15 +178,10 @@ def test_stopped_workers_of_a_killed_run_do_not_keep_the_next_one_waiting(datase
 
 
 def test_sigterm_is_one_line_and_leaves_no_parts(dataset: Path) -> None:
-    for number in range(2, 30):
-        for kind, suffix in (("xyz", "tiff"), ("rgb", "png")):
-            folder = dataset / "bagel" / "train" / "good" / kind
-            shutil.copy(folder / f"000.{suffix}", folder / f"{number:03}.{suffix}")
+    _make_work_for_a_while(dataset)
     command = [sys.executable, SCRIPT, dataset, "--num_workers", "2"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        record = dataset / RECORD_NAME
-        while process.poll() is None and not (record.exists() and record.read_bytes().count(b"\n") > 3):
-            time.sleep(0.005)
+        _wait_for_the_first_samples(process, dataset)
         process.terminate()
         assert process.stderr is not None
         said = process.stderr.read().splitlines()

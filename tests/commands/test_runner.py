@@ -12,7 +12,6 @@ import pytest
 import tifffile
 from PIL import Image
 
-import main
 from evaluation.class_run import ClassRun
 from feature_extractors.detector import Detector
 from feature_extractors.extractor import Extractor
@@ -25,6 +24,7 @@ from utils.image_files import read_mask, read_rgb, read_xyz, write_png, write_xy
 from utils.pictures import LABEL_COLORS, TRUTH_COLOR
 from utils.report.run_report import run_page
 from utils.results import ClassRecord
+from utils.signals import INTERRUPTED
 
 CLASSES = ["bagel", "rope"]
 STAGES = ["extract_train", "fit_banks", "fit_decision", "predict", "metrics"]
@@ -194,7 +194,7 @@ class TestCutRun:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(M3DM, "predict_all", interrupted)
-            assert run_main(data, results, *self.METHOD) == main.INTERRUPTED
+            assert run_main(data, results, *self.METHOD) == INTERRUPTED
         return results
 
     @pytest.fixture
@@ -250,7 +250,7 @@ def test_ctrl_c_while_a_map_is_written_leaves_no_part_of_it(data, tmp_path, monk
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tifffile, "imwrite", half)
-    assert run_main(data, tmp_path, "Point_MAE", "--save_preds") == main.INTERRUPTED
+    assert run_main(data, tmp_path, "Point_MAE", "--save_preds") == INTERRUPTED
     assert all_files(tmp_path) == [
         "classes/bagel.json",
         "report/bagel.json",

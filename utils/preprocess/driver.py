@@ -20,11 +20,10 @@ from utils.preprocess.record import RECORD_NAME, Header, SampleRecord, changed, 
 from utils.preprocess.sample import NO_POINTS, SCATTERED
 from utils.preprocess.workers import run_jobs
 from utils.progress import tracked
-from utils.signals import Terminated, ended_by_sigterm
+from utils.signals import INTERRUPTED, TERMINATED, Terminated, ended_by_sigterm
 
 EXAMPLES_SHOWN = 5  # of each oddity
 UNUSABLE = {NO_POINTS, SCATTERED}  # oddities after which a sample shows no part
-INTERRUPTED, TERMINATED = 130, 143  # exit status after Ctrl-C and SIGTERM, as shells have it
 
 
 @dataclass(frozen=True)
