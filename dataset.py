@@ -238,7 +238,11 @@ def _check_kind(folder: Path, samples: Sequence[SampleFiles]) -> list[str]:
     views = [view for files in looked_at if (view := _readable(files)) is not None]
     if not views:
         return []
-    if guess_unit(cloud for _, _, cloud in views) == "mm":
+    try:
+        unit = guess_unit(cloud for _, _, cloud in views)
+    except ValueError as error:
+        raise DatasetError(f"{folder}: {error}") from error
+    if unit == "mm":
         raise DatasetError(
             f"{folder}: its points are in millimetres, metres are expected; preprocess the raw data with --unit mm"
         )

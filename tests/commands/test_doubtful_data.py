@@ -115,6 +115,14 @@ def test_each_kind_is_looked_at_before_the_work(tmp_path, capsys, split):
     assert not (tmp_path / "results/scores").exists()
 
 
+def test_a_kind_in_two_units_is_named(tmp_path, capsys):
+    root = write_class(tmp_path / "data", "bagel")
+    path = root / "test/hole/xyz/001.tiff"
+    write_xyz(path, read_xyz(path) * 1000)
+    assert _run_checked(tmp_path / "data", tmp_path / "results") == 1
+    assert f"{root / 'test/hole'}: clouds in metres and in millimetres" in capsys.readouterr().err
+
+
 def test_a_sample_in_millimetres_among_others_is_left_out_by_name(tmp_path):
     write_class(tmp_path / "data", "bagel", train=5, good=12)
     path = tmp_path / "data/bagel/test/good/xyz/007.tiff"
