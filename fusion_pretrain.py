@@ -15,7 +15,7 @@ from utils.console import fail, print_anything
 from utils.files import alone_with, check_writable, sweep_leftovers
 from utils.flags import HelpFormatter, natural, natural_float, not_empty, positive, positive_float, seed
 from utils.resources import shortage_named
-from utils.signals import INTERRUPTED
+from utils.signals import INTERRUPTED, never_lost
 from utils.world import World, end_with_launcher, find_world
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def run() -> int:
     print_anything()
     args = get_args_parser().parse_args()
     try:
-        with shortage_named():
+        with never_lost(), shortage_named():
             main(args)
     except ConnectionError as error:
         time.sleep(FIRST_ERROR_S)  # let the process that failed first be the one that is heard
