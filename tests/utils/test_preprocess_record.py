@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import multiprocessing
 import os
@@ -335,3 +336,18 @@ def test_a_full_disk_names_the_file(step: int, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=[RECORD_NAME, "000.tiff"][step] + ".*No space left on device"):
         _write_done_sample(tmp_path)
+
+
+def test_a_record_that_cannot_be_cut_to_its_whole_lines_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.FileIO):
+        def truncate(self, _size: int | None = None) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", lambda path, _mode, buffering: Full(path, "a+"))
+    with (
+        pytest.raises(OSError, match=RECORD_NAME + ".*No space left on device"),
+        open_record(tmp_path, {"preprocessing": "eyecandies"}),
+    ):
+        pass

@@ -111,7 +111,8 @@ class SampleRecord:
         sizes = {}
         for name in files:
             part = _part(self.root / name)
-            _part(self.root / name, self.draft).replace(part)
+            with naming(self.root / name):
+                _part(self.root / name, self.draft).replace(part)
             sizes[name] = part.stat().st_size
         entry = {"sample": sample, "files": sizes, "source": list(source), "report": report}
         self.entries[sample] = (
@@ -148,16 +149,20 @@ class SampleRecord:
         for line in lines:
             self._former.setdefault(line["sample"], {}).update(line["files"])
         if not lines:
-            self._handle.truncate(0)
+            self._truncate(0)
             self._append(parameters)
         else:
-            self._handle.truncate(content.rindex(b"\n") + 1)  # a cut run's torn line committed nothing
+            self._truncate(content.rindex(b"\n") + 1)  # a cut run's torn line committed nothing
             _check_parameters(self.root, header, parameters)
         for entry in self.entries.values():
             self._replace_targets(entry)
             self._check_unchanged(entry)
             self._remove_former(entry)
         self.sweep()
+
+    def _truncate(self, size: int) -> None:
+        with naming(self.root / RECORD_NAME):
+            self._handle.truncate(size)
 
     def _append(self, line: dict[str, Any]) -> None:
         with naming(self.root / RECORD_NAME):
@@ -170,7 +175,8 @@ class SampleRecord:
         for name in entry["files"]:
             part = _part(self.root / name)
             if part.exists():  # else it had been renamed before the run was cut
-                part.replace(self.root / name)
+                with naming(self.root / name):
+                    part.replace(self.root / name)
 
     def _remove_former(self, entry: Entry) -> None:
         """Remove what the sample had before, under other names, as it was written."""
